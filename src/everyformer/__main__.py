@@ -1,0 +1,5 @@
+"""``python -m everyformer``, also what torchrun starts."""
+
+from everyformer.cli import main
+
+main()

@@ -1,0 +1,339 @@
+"""The command line: everyformer list | show | run | verify | bench | new | table."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from everyformer import catalog
+
+if TYPE_CHECKING:
+    from everyformer.catalog import Claim, Paper, Result
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Transformer papers that work: list them, run their claims here, time them beside their peers.",
+)
+console = Console()
+errors = Console(stderr=True)
+
+# Which extra brings a module that a paper's room may need.
+EXTRAS = {
+    "transformers": "language", "tokenizers": "language", "peft": "language", "diffusers": "diffusion",
+    "timm": "vision", "torchvision": "vision", "pandas": "series",
+}  # fmt: skip
+
+Out = Annotated[Path, typer.Option(help="Folder for results.", file_okay=False)]
+Seeds = Annotated[int, typer.Option(min=1, help="Number of seeds: 0, 1, 2, ...")]
+ScaleName = Annotated[str, typer.Option(help="smoke: seconds; cpu: minutes, real data; paper: the paper's own size.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:0, mps ...")]
+Resume = Annotated[bool, typer.Option("--resume", help="Keep what an interrupted run finished, and go on from there.")]
+Tag = Annotated[str, typer.Option(help="Only papers with one of these tags, separated by commas.")]
+
+
+def main() -> None:
+    """Entry point: expected errors become one line and an exit status, Ctrl-C becomes 130."""
+    try:
+        code = app(standalone_mode=False)
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
+    except typer.Abort:
+        fail("interrupted", 130)
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        fail(f'{error.name} is not installed; install it with: pip install "everyformer[{extra}]"', 2)
+    except (ValueError, ImportError, OSError) as error:
+        fail(str(error), 2)
+    except Exception as error:
+        # Click's usage errors know how to show themselves; anything else is a bug and keeps its traceback.
+        show = getattr(error, "show", None)
+        if show is None:
+            raise
+        show()
+        sys.exit(getattr(error, "exit_code", 1))
+    sys.exit(code or 0)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Print an error to stderr and exit."""
+    errors.print(f"[bold red]error:[/] {message}" if code != 130 else message, highlight=False, soft_wrap=True)
+    sys.exit(code)
+
+
+def results_here(out: Path = Path("results")) -> dict[str, Result]:
+    """Recorded results: those in ``out`` first, then those that come with the library."""
+    return catalog.recorded(out, catalog.shipped_results())
+
+
+def papers_with(tags: str) -> list[Paper]:
+    """Papers that carry one of ``tags`` (comma-separated; empty for all)."""
+    wanted = {tag.strip() for tag in tags.split(",") if tag.strip()}
+    for tag in sorted(wanted):
+        catalog.lookup(tag, dict.fromkeys(catalog.TAGS), "tag")
+    return [paper for paper in catalog.papers() if not wanted or wanted & set(paper.tags)]
+
+
+@app.command("list")
+def list_papers(
+    tag: Tag = "",
+    built: Annotated[bool | None, typer.Option("--built/--not-built", help="Only papers (not) built.")] = None,
+    verdict: Annotated[str, typer.Option(help="Only papers with a claim of this verdict.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="An array of objects instead of a table.")] = False,
+) -> None:
+    """List the papers: what is built and which claims hold."""
+    from everyformer.lab import tables
+
+    if verdict:
+        catalog.lookup(verdict, dict.fromkeys(catalog.VERDICTS), "verdict")
+    results = results_here()
+    chosen = [
+        paper
+        for paper in papers_with(tag)
+        if (built is None or paper.built == built)
+        and (not verdict or verdict in tables.best_verdict(paper, results).values())
+    ]
+    if as_json:
+        print(json.dumps([_summary(paper, tables.best_verdict(paper, results)) for paper in chosen], indent=1))
+    else:
+        console.print(tables.papers_table(chosen, results))
+
+
+def _summary(paper: Paper, verdicts: dict[str, str]) -> dict[str, Any]:
+    return {
+        "slug": paper.slug,
+        "title": paper.title,
+        "arxiv": paper.arxiv,
+        "tags": list(paper.tags),
+        "built": paper.built,
+        "claims": [
+            {"name": claim.name, "statement": claim.statement, "verdict": verdicts.get(claim.name)}
+            for claim in paper.claims
+        ],
+    }
+
+
+@app.command()
+def show(paper: str) -> None:
+    """Show a paper's card: what it is, its claims, and what was measured."""
+    from everyformer.lab import tables
+
+    card = catalog.paper(paper)
+    facts = [f"arXiv {card.arxiv}"]
+    if card.published:
+        facts.append(card.published)
+    if card.authors:
+        facts.append(f"{card.authors} author{'s' if card.authors > 1 else ''}")
+    if card.organisation:
+        facts.append(card.organisation)
+    console.print(f"[bold]{card.title}[/]\n[dim]{', '.join(facts)}[/]\n\n{card.summary}\n", highlight=False)
+    console.print(f"Authors' code: {card.code or 'none known'}\nLicence: {card.licence}", highlight=False)
+    state = f'built; `everyformer run {card.slug}`, or `import everyformer.papers.{card.slug}`' if card.built else "not built yet"
+    console.print(f"Here: {state}\n", highlight=False)
+    console.print(tables.claims_table(card, results_here()))
+
+
+@app.command()
+def run(
+    targets: Annotated[list[str], typer.Argument(metavar="PAPER[.CLAIM]...", help="sla, or sla.speed")],
+    scale: ScaleName = "cpu",
+    seeds: Seeds = 3,
+    device: Device = "cpu",
+    out: Out = Path("results"),
+    resume: Resume = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would cost, and run nothing.")] = False,
+    precision: Annotated[str, typer.Option(help="32-true, bf16-mixed or bf16-true.")] = "32-true",
+    strategy: Annotated[str, typer.Option(help="auto, ddp or fsdp; with torchrun, one process per device.")] = "auto",
+    devices: Annotated[int, typer.Option(min=1, help="Number of processes or GPUs for ddp and fsdp.")] = 1,
+) -> None:
+    """Check papers' claims on this machine; writes results, plots and a report."""
+    from everyformer.lab import runner
+
+    pairs = runner.select(targets, catalog.paper)
+    if dry_run:
+        _print_plans(pairs)
+        return
+    options = {"resume": resume, "precision": precision, "strategy": strategy, "devices": devices}
+    runs, failures = _measure(pairs, scale, seeds, device, out, stop_at_failure=True, **options)
+    _finish(runs, failures, out, f"everyformer run {' '.join(targets)}")
+
+
+@app.command()
+def verify(
+    scale: ScaleName = "smoke",
+    seeds: Seeds = 1,
+    device: Device = "cpu",
+    out: Out = Path("results"),
+    resume: Resume = False,
+    tags: Tag = "",
+) -> None:
+    """Check every claim of every paper that is built.
+
+    Exit status 1 when a claim cannot be measured, or its verdict is worse than the one recorded at this scale.
+    """
+    from everyformer.lab import runner
+
+    pairs = runner.select([paper.slug for paper in papers_with(tags) if paper.built], catalog.paper)
+    before = catalog.recorded(catalog.shipped_results())
+    runs, failures = _measure(pairs, scale, seeds, device, out, stop_at_failure=False, resume=resume)
+    for paper, claim, result in runs:
+        known = before.get(result.stem)
+        if known and catalog.VERDICTS.index(result.verdict) > catalog.VERDICTS.index(known.verdict):
+            failures[f"{paper.slug}.{claim.name}"] = f"{result.verdict}, recorded before as {known.verdict}"
+    _finish(runs, failures, out, f"everyformer verify, {scale} scale")
+    if failures:
+        raise typer.Exit(1)
+
+
+def _measure(
+    pairs: list[tuple[Paper, Claim]], scale: str, seeds: int, device: str, out: Path, *, stop_at_failure: bool, **options: Any
+) -> tuple[list[tuple[Paper, Claim, Result]], dict[str, str]]:
+    from everyformer.lab import report, runner
+
+    runner.check_scale(scale)
+    runs: list[tuple[Paper, Claim, Result]] = []
+    failures: dict[str, str] = {}
+    say = (lambda line: console.print(f"[dim]·[/] {line}", highlight=False)) if runner.is_main_process() else (lambda line: None)
+    try:
+        for paper, claim in pairs:
+            try:
+                result = runner.run_claim(
+                    paper, claim, scale=scale, seeds=range(seeds), device=device, out=out, progress=say, **options
+                )
+            except Exception as error:
+                if stop_at_failure:
+                    raise
+                failures[f"{paper.slug}.{claim.name}"] = f"{type(error).__name__}: {error}"
+                continue
+            if runner.is_main_process():
+                report.save_plots(result, claim, out)
+            runs.append((paper, claim, result))
+    except KeyboardInterrupt:
+        again = [argument for argument in sys.argv[1:] if argument != "--resume"]
+        fail(f"interrupted; go on with: everyformer {shlex.join(again)} --resume", 130)
+    return runs, failures
+
+
+def _finish(
+    runs: list[tuple[Paper, Claim, Result]], failures: dict[str, str], out: Path, title: str
+) -> None:
+    from everyformer.lab import report, runner, tables
+
+    if not runner.is_main_process():
+        return
+    console.print(tables.results_table(runs, failures))
+    if runs:
+        page = report.save_report(runs, title, out / "report.html")
+        console.print(f"Report: {page.resolve().as_uri()}", highlight=False, soft_wrap=True)
+
+
+def _print_plans(pairs: list[tuple[Paper, Claim]]) -> None:
+    from everyformer.lab.report import number
+
+    for paper, claim in pairs:
+        console.print(f"[bold]{paper.slug}.{claim.name}[/] at the paper's size: {claim.setting}", highlight=False)
+        if not claim.plan:
+            console.print("  not planned for this claim\n")
+            continue
+        plan = getattr(paper.room("claim"), claim.plan)()
+        console.print(
+            f"  parameters  {plan.parameters:,}\n  FLOPs       {number(plan.flops)}\n"
+            f"  memory      {plan.memory_bytes / 2**30:.3g} GiB\n  launch      {plan.launch}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        console.print(f"  {plan.notes}\n" if plan.notes else "", highlight=False)
+
+
+@app.command()
+def bench(
+    paper: str,
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes and few rounds.")] = False,
+    device: Device = "cpu",
+    peer: Annotated[Path | None, typer.Option(help="A Python file with peers(case_name) -> {name: callable}.")] = None,
+    out: Out = Path("benchmarks"),
+) -> None:
+    """Time a paper's parts side by side with its peers, in one run; ratios are recorded in OUT."""
+    from rich.table import Table
+
+    from everyformer.lab import bench as benching
+    from everyformer.lab import environment, runner
+
+    card = catalog.paper(paper)
+    if not (card.folder / "bench.py").is_file():
+        raise ValueError(f"{paper} has no benchmark: papers/{paper}/bench.py is not there")
+    environment.check_device(device)
+    runner.check_writable(out)
+    extra = benching.load_peers(peer) if peer else None
+    cases = card.room("bench").cases(quick=quick, device=device)
+    rows = benching.run_cases(
+        cases,
+        rounds=3 if quick else 9,
+        device=device,
+        extra=extra,
+        report=lambda row: console.print(f"[dim]·[/] {row.name}", highlight=False),
+    )
+    table = Table(title=f"{paper}: time of a peer as a multiple of ours (median of alternating rounds)", title_justify="left")
+    for name in ("Case", "Ours (s)", "Peer", "Peer (s)", "Ratio", "Aim"):
+        table.add_column(name)
+    for row in rows:
+        for index, (name, ratio) in enumerate(row.ratios.items()):
+            first = index == 0
+            table.add_row(
+                row.name if first else "",
+                f"{row.seconds['everyformer']:.4g}" if first else "",
+                name,
+                f"{row.seconds[name]:.4g}",
+                f"{ratio:.2f}×",
+                f"≥ {row.target:g}×" if first and row.target else "",
+            )
+    console.print(table)
+    console.print(f"Recorded: {benching.record(paper, rows, device, out)}", highlight=False)
+
+
+@app.command()
+def new(
+    slug: Annotated[str, typer.Argument(help="Folder name: lower case, digits and underscores.")],
+    arxiv: Annotated[str, typer.Option(help="arXiv id, e.g. 2310.06625.")],
+    title: Annotated[str, typer.Option(help="The paper's title.")],
+    tag: Annotated[str, typer.Option(help="One to four tags, separated by commas.")],
+) -> None:
+    """Lay out the rooms of a new paper in a checkout: card, model, claim, README and tests."""
+    from everyformer.scaffold import lay_out
+
+    for file in lay_out(slug, arxiv=arxiv, title=title, tags=tuple(part.strip() for part in tag.split(","))):
+        console.print(f"wrote {file}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def table(
+    write: Annotated[Path | None, typer.Option(help="A Markdown file whose table (between its marks) is renewed.")] = None,
+) -> None:
+    """Print the table of papers and results in Markdown, or renew it in a file."""
+    from everyformer.lab import tables
+    from everyformer.lab.files import write_atomic
+
+    text = tables.markdown_table(catalog.papers(), catalog.recorded(catalog.shipped_results()))
+    if write is None:
+        print(text, end="")
+        return
+    begin, end = "<!-- papers -->\n", "<!-- /papers -->"
+    content = write.read_text(encoding="utf-8")
+    if begin not in content or end not in content:
+        raise ValueError(f"{write} lacks the marks {begin.strip()} and {end}")
+    before, _, rest = content.partition(begin)
+    _, _, after = rest.partition(end)
+    write_atomic(write, before + begin + "\n" + text + "\n" + end + after)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Tables of papers and results, for the terminal and for Markdown. Imports neither torch nor matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from everyformer.catalog import VERDICTS, Claim, Paper, Result
+from everyformer.lab import report
+
+_MARKS = {"reproduced": ("●", "green"), "direction only": ("◐", "yellow"), "not reproduced": ("○", "red")}
+
+
+def verdict_text(verdict: str) -> Text:
+    """A verdict with its mark, coloured."""
+    mark, colour = _MARKS[verdict]
+    return Text(f"{mark} {verdict}", style=colour)
+
+
+def results_table(runs: Sequence[tuple[Paper, Claim, Result]], failures: Mapping[str, str]) -> Table:
+    """The claims of a run with their verdicts; ``failures`` are claims that could not be measured, with the reason."""
+    table = Table(title="Claims", title_justify="left")
+    for name in ("Claim", "Metric", "Method", "Baseline", "Effect", "Declared", "Verdict"):
+        table.add_column(name, overflow="fold")
+    for paper, claim, result in runs:
+        arrow = "↑" if result.better == "higher" else "↓"
+        table.add_row(
+            f"{paper.slug}.{claim.name}",
+            f"{result.metric} ({result.unit}) {arrow}" if result.unit else f"{result.metric} {arrow}",
+            f"{report.interval(result.method)}\n{claim.method}",
+            f"{report.interval(result.baseline)}\n{claim.baseline}",
+            report.effect(result),
+            report.wanted(result),
+            verdict_text(result.verdict),
+        )
+    for name, reason in failures.items():
+        table.add_row(name, reason, "", "", "", "", Text("✗ failed", style="bold red"))
+    return table
+
+
+def best_verdict(paper: Paper, results: Mapping[str, Result]) -> dict[str, str]:
+    """Claim name to the verdict of its largest recorded scale."""
+    found = {}
+    for claim in paper.claims:
+        for scale in ("paper", "cpu", "smoke"):
+            result = results.get(f"{paper.slug}.{claim.name}.{scale}")
+            if result is not None:
+                found[claim.name] = result.verdict
+                break
+    return found
+
+
+def papers_table(papers: Sequence[Paper], results: Mapping[str, Result]) -> Table:
+    """Papers with what is built and which claims hold here."""
+    built = sum(paper.built for paper in papers)
+    table = Table(title=f"{len(papers)} papers, {built} built", title_justify="left")
+    for name, options in (("Paper", {"no_wrap": True}), ("Title", {}), ("Tags", {}), ("Built", {}), ("Claims", {})):
+        table.add_column(name, **options)  # type: ignore[arg-type]
+    for paper in papers:
+        table.add_row(
+            Text(paper.slug, style="bold" if paper.built else "dim"),
+            paper.title,
+            ", ".join(paper.tags),
+            Text("yes", style="green") if paper.built else Text("not yet", style="dim"),
+            _verdict_counts(paper, results),
+        )
+    return table
+
+
+def _verdict_counts(paper: Paper, results: Mapping[str, Result]) -> Text:
+    verdicts = best_verdict(paper, results)
+    if not verdicts:
+        return Text(f"{len(paper.claims)} stated", style="dim")
+    parts: list[Text] = []
+    for verdict in VERDICTS:
+        count = list(verdicts.values()).count(verdict)
+        if count:
+            mark, colour = _MARKS[verdict]
+            parts.append(Text(f"{mark} {count} {verdict}", style=colour))
+    return Text("\n").join(parts)
+
+
+def claims_table(paper: Paper, results: Mapping[str, Result]) -> Table:
+    """A paper's claims: what the paper reports, and what was measured."""
+    table = Table(title="Claims", title_justify="left")
+    for name in ("Claim", "Statement", "Metric", "Paper", "Measured", "Verdict"):
+        table.add_column(name, overflow="fold")
+    for claim in paper.claims:
+        known = [results[stem] for scale in ("paper", "cpu", "smoke")
+                 if (stem := f"{paper.slug}.{claim.name}.{scale}") in results]  # fmt: skip
+        metric = f"{claim.metric} ({claim.unit})" if claim.unit else claim.metric
+        table.add_row(
+            claim.name,
+            claim.statement,
+            metric,
+            _paper_figures(claim),
+            "\n".join(f"{r.scale}: {report.interval(r.method)} vs {report.interval(r.baseline)}" for r in known) or "–",
+            Text("\n").join(verdict_text(r.verdict) for r in known) if known else Text("not run", style="dim"),
+        )
+    return table
+
+
+def _paper_figures(claim: Claim) -> str:
+    if claim.paper_value is None:
+        return "–"
+    against = f" vs {report.number(claim.paper_baseline)}" if claim.paper_baseline is not None else ""
+    return f"{report.number(claim.paper_value)}{against}"
+
+
+def markdown_table(papers: Iterable[Paper], results: Mapping[str, Result]) -> str:
+    """The README's table: every paper, and for those built each claim's figures and verdict."""
+    lines = ["| Paper | Tags | Claim | Paper reports | Measured here | Verdict |", "| --- | --- | --- | --- | --- | --- |"]
+    for paper in sorted(papers, key=lambda paper: (not paper.built, paper.slug)):
+        title = f"[{paper.title}]({paper.url}) `{paper.slug}`"
+        tags = ", ".join(paper.tags)
+        if not paper.built:
+            lines.append(f"| {title} | {tags} | | | | not built yet |")
+            continue
+        for claim in paper.claims:
+            result = next(
+                (results[stem] for scale in ("paper", "cpu") if (stem := f"{paper.slug}.{claim.name}.{scale}") in results),
+                None,
+            )
+            unit = f" {claim.unit}" if claim.unit else ""
+            figures, verdict = "", "not run"
+            if result is not None:
+                figures = f"{report.interval(result.method)}{unit} vs {report.number(result.baseline.mean)}{unit}"
+                verdict = f"{_MARKS[result.verdict][0]} {result.verdict}"
+            reported = _paper_figures(claim) + (unit if claim.paper_value is not None else "")
+            lines.append(f"| {title} | {tags} | {claim.name}: {claim.metric} | {reported} | {figures} | {verdict} |")
+            title = tags = ""
+    return "\n".join(lines) + "\n"
