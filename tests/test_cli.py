@@ -105,12 +105,12 @@ def test_new_lays_out_rooms_that_work(tmp_path):
     files = lay_out("tiny_thing", arxiv="2401.00001", title="A tiny thing", tags=("vision",), root=tmp_path)
     package = tmp_path / "src" / "everyformer" / "papers"
     code = (
-        "import everyformer.papers as p; p.__path__.append(r'%s');"
+        "import everyformer.papers as p, sys; p.__path__.append(sys.argv[1]);"
         "from everyformer.papers.tiny_thing import PAPER, TinyThing; import torch;"
         "assert PAPER.tags == ('vision',); assert TinyThing(4)(torch.zeros(1, 2, 4)).shape == (1, 2, 4);"
-        "import everyformer.papers.tiny_thing.claim" % package
+        "import everyformer.papers.tiny_thing.claim"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code, str(package)], check=True)
     assert {file.name for file in files} == {"__init__.py", "model.py", "claim.py", "README.md", "test_model.py"}
     with pytest.raises(ValueError, match="exists already"):
         lay_out("tiny_thing", arxiv="2401.00001", title="A tiny thing", tags=("vision",), root=tmp_path)

@@ -137,7 +137,7 @@ class Paper:
 
     def claim(self, name: str) -> Claim:
         """The claim called ``name``; raises :class:`UnknownName` with the nearest names."""
-        return lookup(name, {claim.name: claim for claim in self.claims}, f"claim of {self.slug}")
+        return lookup(name, {claim.name: claim for claim in self.claims}, f"claim of {self.slug}")  # type: ignore[no-any-return]
 
     def room(self, name: str) -> Any:
         """Import one of the paper's modules: ``"model"``, ``"claim"``, ``"checkpoint"``, ``"bench"`` ..."""
@@ -301,7 +301,7 @@ def paper(slug: str) -> Paper:
 
 
 def recorded(*folders: Path) -> dict[str, Result]:
-    """Results by stem from ``folders``, later ones first overridden by earlier; unreadable files raise ``ValueError``."""
+    """Results by stem; an earlier folder wins. A file that is no result raises ``ValueError``."""
     found: dict[str, Result] = {}
     for folder in folders:
         for file in sorted(folder.glob("*.json")) if folder.is_dir() else ():
@@ -319,10 +319,8 @@ def shipped_results() -> Path:
     return checkout if checkout.is_dir() else Path(__file__).parent / "_results"
 
 
-def lazy(
-    package: str, names: Mapping[str, str]
-) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """``__getattr__, __dir__, __all__`` for a package whose public ``names`` live in submodules imported on first use."""
+def lazy(package: str, names: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """``__getattr__, __dir__, __all__`` of a package whose public ``names`` live in modules imported on first use."""
 
     def getattr_(name: str) -> Any:
         if name in names:

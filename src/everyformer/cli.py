@@ -137,7 +137,11 @@ def show(paper: str) -> None:
         facts.append(card.organisation)
     console.print(f"[bold]{card.title}[/]\n[dim]{', '.join(facts)}[/]\n\n{card.summary}\n", highlight=False)
     console.print(f"Authors' code: {card.code or 'none known'}\nLicence: {card.licence}", highlight=False)
-    state = f'built; `everyformer run {card.slug}`, or `import everyformer.papers.{card.slug}`' if card.built else "not built yet"
+    state = (
+        f"built; `everyformer run {card.slug}`, or `import everyformer.papers.{card.slug}`"
+        if card.built
+        else "not built yet"
+    )
     console.print(f"Here: {state}\n", highlight=False)
     console.print(tables.claims_table(card, results_here()))
 
@@ -195,14 +199,25 @@ def verify(
 
 
 def _measure(
-    pairs: list[tuple[Paper, Claim]], scale: str, seeds: int, device: str, out: Path, *, stop_at_failure: bool, **options: Any
+    pairs: list[tuple[Paper, Claim]],
+    scale: str,
+    seeds: int,
+    device: str,
+    out: Path,
+    *,
+    stop_at_failure: bool,
+    **options: Any,
 ) -> tuple[list[tuple[Paper, Claim, Result]], dict[str, str]]:
     from everyformer.lab import report, runner
 
     runner.check_scale(scale)
     runs: list[tuple[Paper, Claim, Result]] = []
     failures: dict[str, str] = {}
-    say = (lambda line: console.print(f"[dim]·[/] {line}", highlight=False)) if runner.is_main_process() else (lambda line: None)
+    say = (
+        (lambda line: console.print(f"[dim]·[/] {line}", highlight=False))
+        if runner.is_main_process()
+        else (lambda line: None)
+    )
     try:
         for paper, claim in pairs:
             try:
@@ -223,9 +238,7 @@ def _measure(
     return runs, failures
 
 
-def _finish(
-    runs: list[tuple[Paper, Claim, Result]], failures: dict[str, str], out: Path, title: str
-) -> None:
+def _finish(runs: list[tuple[Paper, Claim, Result]], failures: dict[str, str], out: Path, title: str) -> None:
     from everyformer.lab import report, runner, tables
 
     if not runner.is_main_process():
@@ -282,7 +295,9 @@ def bench(
         extra=extra,
         report=lambda row: console.print(f"[dim]·[/] {row.name}", highlight=False),
     )
-    table = Table(title=f"{paper}: time of a peer as a multiple of ours (median of alternating rounds)", title_justify="left")
+    table = Table(
+        title=f"{paper}: time of a peer as a multiple of ours (median of alternating rounds)", title_justify="left"
+    )
     for name in ("Case", "Ours (s)", "Peer", "Peer (s)", "Ratio", "Aim"):
         table.add_column(name)
     for row in rows:
@@ -316,7 +331,9 @@ def new(
 
 @app.command()
 def table(
-    write: Annotated[Path | None, typer.Option(help="A Markdown file whose table (between its marks) is renewed.")] = None,
+    write: Annotated[
+        Path | None, typer.Option(help="A Markdown file whose table (between its marks) is renewed.")
+    ] = None,
 ) -> None:
     """Print the table of papers and results in Markdown, or renew it in a file."""
     from everyformer.lab import tables

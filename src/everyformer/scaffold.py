@@ -91,7 +91,7 @@ from everyformer.papers.$slug import $name
 `everyformer run $slug` checks its claims; the figures are in `results/`.
 """)
 
-_TEST = Template('''import torch
+_TEST = Template("""import torch
 
 from everyformer.papers.$slug import $name
 
@@ -109,7 +109,7 @@ def test_compiles_without_a_break():
     torch.manual_seed(0)
     model, x = $name(8), torch.randn(2, 5, 8)
     torch.testing.assert_close(torch.compile(model, fullgraph=True)(x), model(x))
-''')
+""")
 
 
 def lay_out(slug: str, *, arxiv: str, title: str, tags: tuple[str, ...], root: Path | None = None) -> list[Path]:

@@ -50,7 +50,12 @@ def test_ratio_turns_over_with_the_direction(method, baseline):
 
 @pytest.mark.parametrize(
     ("kind", "better", "expected"),
-    [("relative", "lower", 0.25), ("relative", "higher", -0.25), ("difference", "lower", 1.0), ("bound", "lower", -1.0)],
+    [
+        ("relative", "lower", 0.25),
+        ("relative", "higher", -0.25),
+        ("difference", "lower", 1.0),
+        ("bound", "lower", -1.0),
+    ],
 )
 def test_effect_points_to_the_better_side(kind, better, expected):
     effect = measure.effect_of([3.0], [4.0], better, Threshold(kind, 2.0))

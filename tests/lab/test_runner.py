@@ -31,7 +31,9 @@ class Counter:
 
 @pytest.fixture
 def counted(monkeypatch):
-    claim = Claim("main", "S.", "speed", "x", "higher", 3.0, 1.0, "there", "ours", "theirs", Threshold("ratio", 1.5), "main")
+    claim = Claim(
+        "main", "S.", "speed", "x", "higher", 3.0, 1.0, "there", "ours", "theirs", Threshold("ratio", 1.5), "main"
+    )
     paper = Paper("sla", "T", "2509.24006", None, None, None, "s", None, "none", ("attention",), (claim,))
     counter = Counter()
     module = types.ModuleType("everyformer.papers.sla.claim")

@@ -76,4 +76,6 @@ def test_there_are_vectors_and_they_are_small():
     assert VECTORS
     for name in VECTORS:
         assert (FOLDER / f"{name}.safetensors").stat().st_size < 2**20
-        assert {"paper", "source", "commit", "config", "tolerance"} <= json.loads((FOLDER / f"{name}.json").read_text()).keys()
+        assert {"paper", "source", "commit", "config", "tolerance"} <= json.loads(
+            (FOLDER / f"{name}.json").read_text()
+        ).keys()

@@ -79,5 +79,10 @@ def run_cases(
 def record(slug: str, rows: list[Row], device: str, folder: Path) -> Path:
     """Write ``<folder>/<slug>.json`` with the machine and the versions the ratios belong to."""
     created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    content = {"paper": slug, **describe(device), "created": created, "cases": [dataclasses.asdict(row) for row in rows]}
+    content = {
+        "paper": slug,
+        **describe(device),
+        "created": created,
+        "cases": [dataclasses.asdict(row) for row in rows],
+    }
     return write_atomic(folder / f"{slug}.json", json.dumps(content, indent=1) + "\n")

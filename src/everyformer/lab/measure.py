@@ -132,9 +132,7 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(mean, mean - half, mean + half, list(values))
 
 
-def effect_of(
-    method: Sequence[float], baseline: Sequence[float], better: str, threshold: Threshold
-) -> Spread:
+def effect_of(method: Sequence[float], baseline: Sequence[float], better: str, threshold: Threshold) -> Spread:
     """The effect of a claim, paired seed by seed, in the threshold's terms (see :class:`Threshold`).
 
     Ratios are averaged as logarithms, so that 2x and 0.5x balance.
@@ -163,9 +161,7 @@ def verdict_of(effect: Spread, threshold: Threshold) -> str:
     whole interval keeps to the better side). ``direction only``: the mean points the claimed way but is smaller,
     uncertain, or of a single seed. Otherwise ``not reproduced``.
     """
-    certain = effect.low is not None and (
-        effect.low >= 0 if threshold.kind == "bound" else effect.low > threshold.null
-    )
+    certain = effect.low is not None and (effect.low >= 0 if threshold.kind == "bound" else effect.low > threshold.null)
     if certain and effect.mean >= threshold.goal:
         return "reproduced"
     return "direction only" if effect.mean > threshold.null else "not reproduced"

@@ -7,7 +7,7 @@ import html
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from everyformer.catalog import Claim, Panel, Paper, Result, Spread
 from everyformer.lab.files import write_atomic
@@ -59,18 +59,19 @@ def effect(result: Result) -> str:
 
 def figure(result: Result, claim: Claim, theme: str = "light") -> Figure:
     """Method beside baseline with every seed's value and the paper's figure, then the panels of the first seed."""
-    import matplotlib
+    from cycler import cycler
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     ground, ink, grid = _THEMES[theme]
-    style = {
+    style: Any = {
         "axes.edgecolor": grid, "axes.facecolor": ground, "axes.labelcolor": ink, "axes.titlecolor": ink,
         "figure.facecolor": ground, "savefig.facecolor": ground, "grid.color": grid, "text.color": ink,
         "xtick.color": ink, "ytick.color": ink, "font.size": 9.0, "axes.titlesize": 9.5, "legend.frameon": False,
         "legend.fontsize": 8.0, "svg.fonttype": "none", "svg.hashsalt": result.stem,
-        "axes.prop_cycle": matplotlib.cycler(color=_COLOURS), "axes.spines.top": False, "axes.spines.right": False,
+        "axes.prop_cycle": cycler(color=_COLOURS), "axes.spines.top": False, "axes.spines.right": False,
     }  # fmt: skip
-    with matplotlib.rc_context(style):
+    with rc_context(style):
         columns = min(3, 1 + len(result.series))
         rows = -(-(1 + len(result.series)) // columns)
         plot = Figure(figsize=(4.1 * columns, 3.3 * rows), layout="constrained")
@@ -158,7 +159,8 @@ th { font-size: .85rem; color: var(--soft) }
 .verdict { white-space: nowrap; font-weight: 600 } .verdict::before { margin-right: .4em }
 .yes::before { content: "●"; color: #2a8a4a } .partly::before { content: "◐"; color: #c98a00 }
 .no::before { content: "○"; color: #cc4b37 }
-img { max-width: 100%; height: auto; display: block; margin: .75rem 0; border: 1px solid var(--line); border-radius: 6px }
+img { max-width: 100%; height: auto; display: block; margin: .75rem 0; border: 1px solid var(--line);
+  border-radius: 6px }
 """
 
 
@@ -189,7 +191,8 @@ def _row(paper: Paper, claim: Claim, result: Result) -> str:
         interval(result.baseline),
         effect(result),
         html.escape(wanted(result)),
-        number(result.paper_value) + (f" vs {number(result.paper_baseline)}" if result.paper_baseline is not None else ""),
+        number(result.paper_value)
+        + (f" vs {number(result.paper_baseline)}" if result.paper_baseline is not None else ""),
         f'<span class="verdict {_VERDICT_CLASS[result.verdict]}">{result.verdict}</span>',
     ]
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
@@ -206,9 +209,12 @@ def _section(paper: Paper, claim: Claim, result: Result) -> str:
     extras = ""
     if result.extras:
         items = "".join(
-            f"<tr><td>{html.escape(name)}</td><td>{interval(spread)}</td></tr>" for name, spread in result.extras.items()
+            f"<tr><td>{html.escape(name)}</td><td>{interval(spread)}</td></tr>"
+            for name, spread in result.extras.items()
         )
-        extras = f'<details><summary>Further figures</summary><div class="scroll"><table>{items}</table></div></details>'
+        extras = (
+            f'<details><summary>Further figures</summary><div class="scroll"><table>{items}</table></div></details>'
+        )
     return (
         f'<section id="{result.stem}"><h2>{html.escape(paper.title)}: {html.escape(claim.name)}</h2>'
         f'<p>{html.escape(claim.statement)}</p><p class="soft">Paper: {html.escape(claim.setting)} '

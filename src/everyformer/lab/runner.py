@@ -70,7 +70,9 @@ def run_claim(
     if not seeds or len(set(seeds)) != len(seeds):
         raise ValueError(f"seeds must be different numbers, at least one, got {list(seeds)}")
     if not claim.run or claim.threshold is None:
-        raise ValueError(f"claim {paper.slug}.{claim.name} is not built yet; `everyformer list --built` shows those that are")
+        raise ValueError(
+            f"claim {paper.slug}.{claim.name} is not built yet; `everyformer list --built` shows those that are"
+        )
     check_writable(out)
     function = getattr(paper.room("claim"), claim.run)
     home = out / ".runs" / f"{paper.slug}.{claim.name}.{scale}"

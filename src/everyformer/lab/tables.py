@@ -111,7 +111,10 @@ def _paper_figures(claim: Claim) -> str:
 
 def markdown_table(papers: Iterable[Paper], results: Mapping[str, Result]) -> str:
     """The README's table: every paper, and for those built each claim's figures and verdict."""
-    lines = ["| Paper | Tags | Claim | Paper reports | Measured here | Verdict |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| Paper | Tags | Claim | Paper reports | Measured here | Verdict |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for paper in sorted(papers, key=lambda paper: (not paper.built, paper.slug)):
         title = f"[{paper.title}]({paper.url}) `{paper.slug}`"
         tags = ", ".join(paper.tags)
@@ -120,7 +123,11 @@ def markdown_table(papers: Iterable[Paper], results: Mapping[str, Result]) -> st
             continue
         for claim in paper.claims:
             result = next(
-                (results[stem] for scale in ("paper", "cpu") if (stem := f"{paper.slug}.{claim.name}.{scale}") in results),
+                (
+                    results[stem]
+                    for scale in ("paper", "cpu")
+                    if (stem := f"{paper.slug}.{claim.name}.{scale}") in results
+                ),
                 None,
             )
             unit = f" {claim.unit}" if claim.unit else ""
