@@ -72,10 +72,11 @@ def figure(result: Result, claim: Claim, theme: str = "light") -> Figure:
         "axes.prop_cycle": cycler(color=_COLOURS), "axes.spines.top": False, "axes.spines.right": False,
     }  # fmt: skip
     with rc_context(style):
-        columns = min(3, 1 + len(result.series))
-        rows = -(-(1 + len(result.series)) // columns)
+        count = 1 + len(result.series)
+        columns = 2 if count == 4 else min(3, count)
+        rows = -(-count // columns)
         plot = Figure(figsize=(4.1 * columns, 3.3 * rows), layout="constrained")
-        axes = [plot.add_subplot(rows, columns, index + 1) for index in range(1 + len(result.series))]
+        axes = [plot.add_subplot(rows, columns, index + 1) for index in range(count)]
         _summary(axes[0], result, claim, ink)
         for axis, panel in zip(axes[1:], result.series, strict=True):
             _panel(axis, panel, theme)
@@ -109,6 +110,8 @@ def _panel(axis: Axes, panel: Panel, theme: str) -> None:
     axis.set_ylabel(panel.y_label)
     if panel.kind == "heat":
         axis.imshow(panel.grid, cmap="cividis" if theme == "dark" else "viridis", aspect="auto")
+        for ticks in (axis.xaxis, axis.yaxis):
+            ticks.get_major_locator().set_params(integer=True)
         return
     if panel.kind == "bar":
         width = 0.8 / max(1, len(panel.lines))
@@ -155,7 +158,7 @@ h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin: 2.5rem 0 .25rem } p { 
 .soft { color: var(--soft); font-size: .9rem } a { color: inherit }
 .scroll { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
 th, td { text-align: left; padding: .45rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top }
-th { font-size: .85rem; color: var(--soft) }
+th { font-size: .85rem; color: var(--soft) } .figure { white-space: nowrap }
 .verdict { white-space: nowrap; font-weight: 600 } .verdict::before { margin-right: .4em }
 .yes::before { content: "●"; color: #2a8a4a } .partly::before { content: "◐"; color: #c98a00 }
 .no::before { content: "○"; color: #cc4b37 }
@@ -195,7 +198,11 @@ def _row(paper: Paper, claim: Claim, result: Result) -> str:
         + (f" vs {number(result.paper_baseline)}" if result.paper_baseline is not None else ""),
         f'<span class="verdict {_VERDICT_CLASS[result.verdict]}">{result.verdict}</span>',
     ]
-    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+    return (
+        "<tr>"
+        + "".join(f"<td{' class=figure' if 2 <= n <= 6 else ''}>{cell}</td>" for n, cell in enumerate(cells))
+        + "</tr>"
+    )
 
 
 def _section(paper: Paper, claim: Claim, result: Result) -> str:
