@@ -105,13 +105,15 @@ def _summary(axis: Axes, result: Result, claim: Claim, ink: str) -> None:
 
 
 def _panel(axis: Axes, panel: Panel, theme: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     axis.set_title(panel.title)
     axis.set_xlabel(panel.x_label)
     axis.set_ylabel(panel.y_label)
     if panel.kind == "heat":
         axis.imshow(panel.grid, cmap="cividis" if theme == "dark" else "viridis", aspect="auto")
         for ticks in (axis.xaxis, axis.yaxis):
-            ticks.get_major_locator().set_params(integer=True)
+            ticks.set_major_locator(MaxNLocator(integer=True))
         return
     if panel.kind == "bar":
         width = 0.8 / max(1, len(panel.lines))
