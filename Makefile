@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# The pins were taken on Python 3.11 and hold for 3.12 and 3.13; 3.10 gets the newest versions that still support it.
+PINS = $(shell $(BIN)/python -c 'import sys; print("-c constraints.txt" if sys.version_info >= (3, 11) else "")')
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PINS)
 
 .PHONY: demo test lint types unit smoke clean
 .DEFAULT_GOAL := demo
@@ -9,8 +12,8 @@ BIN := $(VENV)/bin
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "python3 (3.10 to 3.13) is needed; name it with PYTHON=..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(PIP) torch torchvision
+	$(PIP) -e ".[dev]"
 	touch $@
 
 demo: $(VENV)/.installed
