@@ -149,7 +149,7 @@ class Job:
     """What one measurement of a claim is asked to do.
 
     ``folder`` belongs to this (claim, scale, seed) alone: what a run leaves there, a second run with the same folder
-    resumes from. ``precision`` and ``strategy`` are Lightning's names; ``devices`` the number of processes or GPUs.
+    resumes from. ``precision`` and ``strategy`` are Lightning's names.
     """
 
     scale: Scale
@@ -158,7 +158,6 @@ class Job:
     folder: Path
     precision: str = "32-true"
     strategy: str = "auto"
-    devices: int = 1
 
 
 @dataclasses.dataclass

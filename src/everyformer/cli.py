@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -156,8 +158,8 @@ def run(
     resume: Resume = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would cost, and run nothing.")] = False,
     precision: Annotated[str, typer.Option(help="32-true, bf16-mixed or bf16-true.")] = "32-true",
-    strategy: Annotated[str, typer.Option(help="auto, ddp or fsdp; with torchrun, one process per device.")] = "auto",
-    devices: Annotated[int, typer.Option(min=1, help="Number of processes or GPUs for ddp and fsdp.")] = 1,
+    strategy: Annotated[str, typer.Option(help="auto, ddp or fsdp.")] = "auto",
+    devices: Annotated[int, typer.Option(min=1, help="Processes to start, one per GPU; torchrun does the same.")] = 1,
 ) -> None:
     """Check papers' claims on this machine; writes results, plots and a report."""
     from everyformer.lab import runner
@@ -166,7 +168,9 @@ def run(
     if dry_run:
         _print_plans(pairs)
         return
-    options = {"resume": resume, "precision": precision, "strategy": strategy, "devices": devices}
+    if devices > 1 and "RANK" not in os.environ:
+        raise typer.Exit(_torchrun(devices))
+    options = {"resume": resume, "precision": precision, "strategy": strategy}
     runs, failures = _measure(pairs, scale, seeds, device, out, stop_at_failure=True, **options)
     _finish(runs, failures, out, f"everyformer run {' '.join(targets)}")
 
@@ -247,6 +251,12 @@ def _finish(runs: list[tuple[Paper, Claim, Result]], failures: dict[str, str], o
     if runs:
         page = report.save_report(runs, title, out / "report.html")
         console.print(f"Report: {page.resolve().as_uri()}", highlight=False, soft_wrap=True)
+
+
+def _torchrun(processes: int) -> int:
+    """This same command on several processes of this machine."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return subprocess.run([*launcher, "-m", "everyformer", *sys.argv[1:]]).returncode
 
 
 def _print_plans(pairs: list[tuple[Paper, Claim]]) -> None:

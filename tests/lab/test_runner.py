@@ -26,7 +26,7 @@ class Counter:
         panel = Panel("t", "x", "y", {"a": ([1.0, 2.0], [1.0, 4.0]), "b": ([1.0, 2.0], [2.0, 3.0])})
         heat = Panel("h", "x", "y", kind="heat", grid=[[0.0, 1.0]])
         bars = Panel("b", "x", "y", {"a": ([0.0, 1.0], [2.0, 3.0])}, kind="bar", ticks=["one", "another one"])
-        return Measurement(self.figure + job.seed, 0.5, {"extra": 2.0}, (panel, heat, bars))
+        return Measurement(self.figure + job.seed / 10, 0.5, {"extra": 2.0}, (panel, heat, bars))
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_result_is_written_with_everything_that_it_must_hold(counted, tmp_path):
         "paper_value", "paper_baseline", "seeds", "device", "versions", "commit", "seconds", "peak_mb", "created",
     ):  # fmt: skip
         assert field in data
-    assert data["method"]["values"] == [1.0, 2.0, 3.0]
+    assert data["method"]["values"] == [1.0, 1.1, 1.2]
     assert result.verdict == "reproduced"
     assert catalog.recorded(tmp_path)["sla.main.smoke"].verdict == "reproduced"
 

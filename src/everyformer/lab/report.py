@@ -68,7 +68,7 @@ def figure(result: Result, claim: Claim, theme: str = "light") -> Figure:
         "axes.edgecolor": grid, "axes.facecolor": ground, "axes.labelcolor": ink, "axes.titlecolor": ink,
         "figure.facecolor": ground, "savefig.facecolor": ground, "grid.color": grid, "text.color": ink,
         "xtick.color": ink, "ytick.color": ink, "font.size": 9.0, "axes.titlesize": 9.5, "legend.frameon": False,
-        "legend.fontsize": 8.0, "svg.fonttype": "none", "svg.hashsalt": result.stem,
+        "legend.fontsize": 8.0,
         "axes.prop_cycle": cycler(color=_COLOURS), "axes.spines.top": False, "axes.spines.right": False,
     }  # fmt: skip
     with rc_context(style):
@@ -143,9 +143,12 @@ def save_plots(result: Result, claim: Claim, folder: Path) -> None:
 
 
 def _image(plot: Figure, kind: str) -> bytes:
+    """The figure as a file's content; an SVG keeps its text as text and is the same bytes every time."""
+    from matplotlib import rc_context
+
     buffer = io.BytesIO()
-    metadata = {"Date": None} if kind == "svg" else None
-    plot.savefig(buffer, format=kind, dpi=130, metadata=metadata)
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "everyformer"}):
+        plot.savefig(buffer, format=kind, dpi=130, metadata={"Date": None} if kind == "svg" else None)
     return buffer.getvalue()
 
 

@@ -53,7 +53,6 @@ def run_claim(
     resume: bool = False,
     precision: str = "32-true",
     strategy: str = "auto",
-    devices: int = 1,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Result:
     """Measure a claim on every seed and record the result as ``<out>/<paper>.<claim>.<scale>.json``.
@@ -92,7 +91,7 @@ def run_claim(
             continue
         progress(label)
         folder.mkdir(parents=True, exist_ok=True)
-        job = Job(scale, seed, device, folder / "work", precision, strategy, devices)
+        job = Job(scale, seed, device, folder / "work", precision, strategy)
         job.folder.mkdir(exist_ok=True)
         # Seconds of earlier, interrupted attempts count: they are part of what the figure cost.
         spent = folder / "seconds"

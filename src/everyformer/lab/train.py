@@ -166,9 +166,7 @@ class _Run:
             found = json.loads(file.read_text(encoding="utf-8"))
             differ = sorted(key for key in settings if found.get(key) != settings[key])
             if differ:
-                raise ValueError(
-                    f"folder {self.folder} holds a training with other {', '.join(differ)}; remove it first"
-                )
+                raise ValueError(f"folder {self.folder} holds a training of other {', '.join(differ)}; remove it first")
         elif self.fabric.is_global_zero:
             write_atomic(file, json.dumps(settings))
         self.fabric.barrier()
@@ -191,7 +189,7 @@ class _Run:
     def save(self, ended: bool = False) -> None:
         """Write the state to a temporary file, then rename it: a kill leaves the old checkpoint or the new one."""
         self._count_seconds()
-        rng = self.fabric.all_gather(torch.get_rng_state()).reshape(self.fabric.world_size, -1)
+        rng: Any = self.fabric.all_gather(torch.get_rng_state())
         state = {
             "model": self.module,
             "optimizer": self.optimizer,
@@ -201,7 +199,7 @@ class _Run:
             "batch": self.batch,
             "loss_sum": self.loss_sum,
             "best": self.best,
-            "rng": rng,
+            "rng": rng.reshape(self.fabric.world_size, -1),
             "ended": ended,
         }
         temporary = self.folder / ".state.pt"
