@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -66,7 +67,12 @@ def cases(quick: bool, device: str) -> Iterator[Case]:
         if quick and config.variates > 100:
             continue
         batch = batch_of(config, device)
-        shape = {"lookback": config.lookback, "horizon": config.horizon, "dim": config.dim, "marks": config.marks}
+        shape: dict[str, Any] = {
+            "lookback": config.lookback,
+            "horizon": config.horizon,
+            "dim": config.dim,
+            "marks": config.marks,
+        }
         ours = ITransformer(**shape, heads=config.heads, layers=config.layers, ff=config.ff).to(device)
         peer = _torch_encoder(config, shape).to(device)
         note = (
@@ -81,7 +87,7 @@ def cases(quick: bool, device: str) -> Iterator[Case]:
         )
 
 
-def _torch_encoder(config: Config, shape: dict[str, int]) -> Inverted:
+def _torch_encoder(config: Config, shape: dict[str, Any]) -> Inverted:
     def encoder() -> nn.Module:
         layer = nn.TransformerEncoderLayer(
             config.dim, config.heads, config.ff, dropout=0.1, activation="gelu", batch_first=True

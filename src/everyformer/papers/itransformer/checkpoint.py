@@ -12,7 +12,7 @@ import pickle
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from safetensors.torch import load_file as load_safetensors
@@ -78,7 +78,7 @@ def load(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> ITransformer
     layout: Layout = "library" if any(key.startswith("projection.") for key in state) else "authors"
     model = _vanilla(state, config) if vanilla else _inverted(state, config, layout)
     _fill(model, state, layout)
-    model.checkpoint_layout = layout
+    model.checkpoint_layout = layout  # type: ignore[assignment]
     return model
 
 
@@ -94,7 +94,7 @@ def export(model: ITransformer | VanillaTransformer, layout: Layout | None = Non
     """
     ours = model.state_dict()
     state: dict[str, Tensor] = {}
-    for key, names in _names(model, layout or getattr(model, "checkpoint_layout", "authors")):
+    for key, names in _names(model, layout or cast(Layout, getattr(model, "checkpoint_layout", "authors"))):
         for name, part in zip(names, ours[key].chunk(len(names)), strict=True):
             state[name] = (part.unsqueeze(-1) if _is_conv(name) else part).contiguous()
     return state
@@ -249,7 +249,9 @@ def _names(model: nn.Module, layout: Layout) -> Iterator[tuple[str, tuple[str, .
 
 def _fill(model: ITransformer | VanillaTransformer, state: Mapping[str, Tensor], layout: Layout) -> None:
     """Copy the authors' weights into ours; ``ValueError`` names a key that is missing, unexpected or misshapen."""
-    ours, converted, used = model.state_dict(), {}, set()
+    ours = model.state_dict()
+    converted: dict[str, Tensor] = {}
+    used: set[str] = set()
     for key, names in _names(model, layout):
         parts = []
         for name, part in zip(names, ours[key].chunk(len(names)), strict=True):

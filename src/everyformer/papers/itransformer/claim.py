@@ -193,8 +193,6 @@ def etth1(job: Job) -> Measurement:
             ticks=list(models),
         ),
     ]
-    if job.scale == "cpu" and not (job.folder / "iTransformer").is_dir():
-        return Measurement(mine.mse, other.mse, extras, tuple(panels))
     return Measurement(mine.mse, other.mse, extras, (*panels, *pictures(model, windows, job)))
 
 
