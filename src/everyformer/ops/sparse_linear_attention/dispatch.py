@@ -1,0 +1,161 @@
+"""The operator: checks, padding, choice of backend, and what autograd and torch.compile need to know of it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from everyformer.ops.sparse_linear_attention import reference
+from everyformer.ops.sparse_linear_attention import torch as plain
+from everyformer.ops.sparse_linear_attention.blocks import classify, phi
+
+FEATURE_MAPS = ("softmax", "elu", "relu")
+
+
+def sparse_linear_attention(
+    query: Float[Tensor, "batch heads tokens dim"],
+    key: Float[Tensor, "batch heads keys dim"],
+    value: Float[Tensor, "batch heads keys dim"],
+    *,
+    critical: float = 0.05,
+    negligible: float = 0.10,
+    block: int = 64,
+    feature_map: str = "softmax",
+    linear_over: str = "marginal",
+    backend: str | None = None,
+) -> tuple[Float[Tensor, "batch heads tokens dim"], Float[Tensor, "batch heads tokens dim"]]:
+    """The outputs of the sparse and of the linear branch; memory grows with tokens, not with their square.
+
+    Args:
+        critical: fraction of key blocks, rounded down but at least one, that each query block attends to exactly; 0
+            leaves the sparse branch out.
+        negligible: fraction of key blocks that each query block ignores.
+        block: tokens in a block; lengths need not be multiples of it.
+        feature_map: ``"softmax"`` (over features), ``"elu"`` (+ 1) or ``"relu"``.
+        linear_over: ``"marginal"``, the blocks that are neither critical nor negligible (the paper), or ``"all"``.
+        backend: ``"reference"``, ``"torch"`` or ``"triton"``; by default triton on CUDA and torch elsewhere.
+
+    Raises:
+        ValueError: an unknown name or shapes that do not go together.
+    """
+    if query.ndim != 4 or key.shape != value.shape or key.shape[:2] != query.shape[:2]:
+        raise ValueError(
+            "query, key and value must be (batch, heads, tokens, dim) with key and value alike, got "
+            f"{tuple(query.shape)}, {tuple(key.shape)} and {tuple(value.shape)}"
+        )
+    if key.shape[-1] != query.shape[-1]:
+        raise ValueError(f"key must have query's dim {query.shape[-1]}, got {key.shape[-1]}")
+    if feature_map not in FEATURE_MAPS:
+        raise ValueError(f"feature_map must be one of {', '.join(FEATURE_MAPS)}, got {feature_map!r}")
+    if linear_over not in ("marginal", "all"):
+        raise ValueError(f"linear_over must be 'marginal' or 'all', got {linear_over!r}")
+    backend = backend or ("triton" if query.is_cuda else "torch")
+    if backend not in ("reference", "torch", "triton"):
+        raise ValueError(f"backend must be reference, torch or triton, got {backend!r}")
+    if backend == "reference":
+        return reference.sparse_linear_attention(
+            query, key, value, critical=critical, negligible=negligible, block=block, feature_map=feature_map,
+            linear_over=linear_over,
+        )  # fmt: skip
+
+    tokens, keys = query.shape[2], key.shape[2]
+    q, k, v = (x.flatten(0, 1) for x in (query, key, value))
+    top, bottom = classify(q.detach(), k.detach(), critical, negligible, block)
+    # Padded keys get features of zero, so the linear branch does not see them.
+    parts = (_whole(x, block) for x in (q, k, v, phi(q, feature_map), phi(k, feature_map)))
+    sparse, linear, _ = _attend(*parts, top, bottom, block, keys, linear_over == "all", backend == "triton")
+    return sparse[:, :tokens].view_as(query), linear[:, :tokens].view_as(query)
+
+
+def _whole(x: Tensor, block: int) -> Tensor:
+    """``x`` (heads, tokens, dim) padded with zeros to whole blocks, contiguous."""
+    missing = -x.shape[1] % block
+    return F.pad(x, (0, 0, 0, missing)) if missing else x.contiguous()
+
+
+# Custom operators, so that torch.compile takes them whole instead of unrolling the loop over heads and blocks.
+@torch.library.custom_op("everyformer::sparse_linear_attention", mutates_args=())
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_features: Tensor,
+    key_features: Tensor,
+    critical: Tensor,
+    negligible: Tensor,
+    block: int,
+    keys: int,
+    everywhere: bool,
+    triton: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    linear = plain.linear_forward(query_features, key_features, value, critical, negligible, block, everywhere)
+    if not critical.shape[-1]:
+        return torch.zeros_like(query), linear, query.new_empty(0)
+    sparse, logsumexp = _backend(triton).sparse_forward(query, key, value, critical, block, keys)
+    return sparse, linear, logsumexp
+
+
+@_attend.register_fake
+def _(query, key, value, query_features, key_features, critical, negligible, block, keys, everywhere, triton):  # type: ignore[no-untyped-def]
+    size = query.shape[0] * query.shape[1] if triton and critical.shape[-1] else 0
+    logsumexp = query.new_empty(size, dtype=torch.float32) if triton else query.new_empty(0)
+    return torch.empty_like(query), torch.empty_like(query), logsumexp
+
+
+@torch.library.custom_op("everyformer::sparse_linear_attention_backward", mutates_args=())
+def _attend_backward(
+    grad_sparse: Tensor,
+    grad_linear: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_features: Tensor,
+    key_features: Tensor,
+    critical: Tensor,
+    negligible: Tensor,
+    sparse: Tensor,
+    linear: Tensor,
+    logsumexp: Tensor,
+    block: int,
+    keys: int,
+    everywhere: bool,
+    triton: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    d_query_features, d_key_features, d_value = plain.linear_backward(
+        grad_linear.contiguous(), query_features, key_features, value, linear, critical, negligible, block, everywhere
+    )
+    if not critical.shape[-1]:
+        return torch.zeros_like(query), torch.zeros_like(key), d_value, d_query_features, d_key_features
+    d_query, d_key, d_value_sparse = _backend(triton).sparse_backward(
+        grad_sparse.contiguous(), query, key, value, sparse, logsumexp, critical, block, keys
+    )
+    return d_query, d_key, d_value.add_(d_value_sparse), d_query_features, d_key_features
+
+
+@_attend_backward.register_fake
+def _(grad_sparse, grad_linear, query, key, value, query_features, key_features, *rest):  # type: ignore[no-untyped-def]
+    return tuple(torch.empty_like(x) for x in (query, key, value, query_features, key_features))
+
+
+def _keep(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    *tensors, block, keys, everywhere, triton = inputs
+    ctx.save_for_backward(*tensors, *output)
+    ctx.settings = block, keys, everywhere, triton
+
+
+def _differentiate(ctx, grad_sparse, grad_linear, _):  # type: ignore[no-untyped-def]
+    grads = _attend_backward(grad_sparse, grad_linear, *ctx.saved_tensors, *ctx.settings)
+    return (*grads, None, None, None, None, None, None)
+
+
+_attend.register_autograd(_differentiate, setup_context=_keep)
+
+
+def _backend(triton: bool):  # type: ignore[no-untyped-def]
+    if not triton:
+        return plain
+    from everyformer.ops.sparse_linear_attention import triton as kernels
+
+    return kernels
