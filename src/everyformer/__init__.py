@@ -8,7 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from everyformer.catalog import lookup, paper, papers
+from everyformer import catalog, papers
+from everyformer.catalog import paper
 
 __version__ = "0.1.0"
 
@@ -26,14 +27,14 @@ def create_model(name: str, **options: Any) -> Any:
     Raises:
         ValueError: no such model (the nearest names are given), or the constructor's own complaint.
     """
-    slug, public = lookup(name, _models(), "model")
+    slug, public = catalog.lookup(name, _models(), "model")
     return getattr(importlib.import_module(f"everyformer.papers.{slug}"), public)(**options)
 
 
 def _models() -> dict[str, tuple[str, str]]:
     """Model name to (paper, public name), as the papers' ``MODELS`` declare."""
     found = {}
-    for card in papers():
+    for card in catalog.papers():
         package = importlib.import_module(f"everyformer.papers.{card.slug}")
         for name, public in getattr(package, "MODELS", {}).items():
             found[name] = (card.slug, public)

@@ -1,0 +1,73 @@
+"""Speed of SLA beside full attention and beside FlexAttention with the same block mask, at 8,192 tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from everyformer.lab.bench import Case
+from everyformer.ops.sparse_linear_attention.blocks import classify
+from everyformer.papers.sla.layer import SparseLinearAttention
+
+HEADS, HEAD_DIM, BLOCK = 8, 64, 64
+
+
+def cases(quick: bool, device: str) -> Iterator[Case]:
+    """Forward, forward and backward, and forward in bf16; FlexAttention computes the sparse branch alone."""
+    tokens = 2048 if quick else 8192
+    for dtype in (torch.float32, torch.bfloat16):
+        name = str(dtype).removeprefix("torch.")
+        tensors = [torch.randn(1, HEADS, tokens, HEAD_DIM, device=device, dtype=dtype) for _ in range(3)]
+        layer = SparseLinearAttention(HEAD_DIM).to(device, dtype)
+        peers = {"scaled_dot_product_attention": forward(F.scaled_dot_product_attention, tensors)}
+        if dtype is torch.float32:
+            peers["compiled FlexAttention, same critical blocks"] = forward(flex(tensors, layer), tensors)
+        yield Case(
+            f"forward, {tokens} tokens, {name}", forward(layer, tensors), peers, 8.0, "95% sparsity, 8 heads of 64"
+        )
+        yield Case(
+            f"forward and backward, {tokens} tokens, {name}",
+            backward(layer, tensors),
+            {"scaled_dot_product_attention": backward(F.scaled_dot_product_attention, tensors)},
+            4.0,
+            "95% sparsity, 8 heads of 64",
+        )
+
+
+def forward(attention: Callable[..., Tensor], tensors: list[Tensor]) -> Callable[[], None]:
+    """Attention without gradients."""
+
+    def run() -> None:
+        with torch.no_grad():
+            attention(*tensors)
+
+    return run
+
+
+def backward(attention: Callable[..., Tensor], tensors: list[Tensor]) -> Callable[[], None]:
+    """Attention and the gradients of its three inputs."""
+    inputs = [tensor.detach().requires_grad_() for tensor in tensors]
+    weight = torch.ones_like(tensors[0])
+
+    def run() -> None:
+        torch.autograd.grad(attention(*inputs), inputs, weight)
+
+    return run
+
+
+def flex(tensors: list[Tensor], layer: SparseLinearAttention) -> Callable[..., Tensor]:
+    """FlexAttention compiled for the critical blocks of these very queries and keys."""
+    from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+    query, key = (tensor.flatten(0, 1) for tensor in tensors[:2])
+    top, _ = classify(query, key, layer.critical, layer.negligible, BLOCK)
+    counts = torch.full((1, *top.shape[:2]), top.shape[-1], dtype=torch.int32, device=top.device)
+    blocks = key.shape[1] // BLOCK
+    listed = torch.zeros(1, *top.shape[:2], blocks, dtype=torch.int32, device=top.device)
+    listed[..., : top.shape[-1]] = top.sort(-1).values.to(torch.int32)
+    mask = BlockMask.from_kv_blocks(counts, listed, BLOCK_SIZE=BLOCK)
+    compiled = torch.compile(flex_attention)
+    return lambda q, k, v: compiled(q, k, v, block_mask=mask)  # type: ignore[no-any-return]
