@@ -55,3 +55,10 @@ def phi(x: Tensor, feature_map: str) -> Tensor:
     if feature_map == "softmax":
         return x.softmax(-1)
     return F.elu(x) + 1 if feature_map == "elu" else F.relu(x)
+
+
+def phi_backward(grad: Tensor, features: Tensor, feature_map: str) -> Tensor:
+    """The gradient with respect to ``phi``'s input, from the features alone."""
+    if feature_map == "softmax":
+        return features * (grad - (grad * features).sum(-1, keepdim=True))
+    return grad * (features.clamp(max=1) if feature_map == "elu" else features > 0)

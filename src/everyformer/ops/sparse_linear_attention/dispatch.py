@@ -9,7 +9,7 @@ from torch import Tensor
 
 from everyformer.ops.sparse_linear_attention import reference
 from everyformer.ops.sparse_linear_attention import torch as plain
-from everyformer.ops.sparse_linear_attention.blocks import classify, phi
+from everyformer.ops.sparse_linear_attention.blocks import classify
 
 FEATURE_MAPS = ("softmax", "elu", "relu")
 
@@ -63,9 +63,10 @@ def sparse_linear_attention(
     tokens, keys = query.shape[2], key.shape[2]
     q, k, v = (x.flatten(0, 1) for x in (query, key, value))
     top, bottom = classify(q.detach(), k.detach(), critical, negligible, block)
-    # Padded keys get features of zero, so the linear branch does not see them.
-    parts = (_whole(x, block) for x in (q, k, v, phi(q, feature_map), phi(k, feature_map)))
-    sparse, linear, _ = _attend(*parts, top, bottom, block, keys, linear_over == "all", backend == "triton")
+    parts = (_whole(x, block) for x in (q, k, v))
+    sparse, linear, _ = _attend(
+        *parts, top, bottom, block, keys, linear_over == "all", feature_map, backend == "triton"
+    )
     return sparse[:, :tokens].view_as(query), linear[:, :tokens].view_as(query)
 
 
@@ -81,27 +82,34 @@ def _attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    query_features: Tensor,
-    key_features: Tensor,
     critical: Tensor,
     negligible: Tensor,
     block: int,
     keys: int,
     everywhere: bool,
+    feature_map: str,
     triton: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    linear = plain.linear_forward(query_features, key_features, value, critical, negligible, block, everywhere)
-    if not critical.shape[-1]:
-        return torch.zeros_like(query), linear, query.new_empty(0)
-    sparse, logsumexp = _backend(triton).sparse_forward(query, key, value, critical, block, keys)
+    linear, exact = torch.empty_like(query), critical.shape[-1] > 0
+    sparse = torch.empty_like(query) if exact else torch.zeros_like(query)
+    logsumexp = query.new_empty(0, dtype=torch.float32)
+    if triton and exact:
+        sparse, logsumexp = _triton().sparse_forward(query, key, value, critical, block, keys)
+    # Both branches of a head before the next one: its queries, keys and values are still in the cache.
+    for head in range(len(query)):
+        q, k, v, top, bottom, s, o = (
+            x[head : head + 1] for x in (query, key, value, critical, negligible, sparse, linear)
+        )
+        if exact and not triton:
+            plain.sparse_forward(q, k, v, top, s, block, keys)
+        plain.linear_forward(q, k, v, top, bottom, o, block, keys, everywhere, feature_map)
     return sparse, linear, logsumexp
 
 
 @_attend.register_fake
-def _(query, key, value, query_features, key_features, critical, negligible, block, keys, everywhere, triton):  # type: ignore[no-untyped-def]
+def _(query, key, value, critical, negligible, block, keys, everywhere, feature_map, triton):  # type: ignore[no-untyped-def]
     size = query.shape[0] * query.shape[1] if triton and critical.shape[-1] else 0
-    logsumexp = query.new_empty(size, dtype=torch.float32) if triton else query.new_empty(0)
-    return torch.empty_like(query), torch.empty_like(query), logsumexp
+    return torch.empty_like(query), torch.empty_like(query), query.new_empty(size, dtype=torch.float32)
 
 
 @torch.library.custom_op("everyformer::sparse_linear_attention_backward", mutates_args=())
@@ -111,8 +119,6 @@ def _attend_backward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    query_features: Tensor,
-    key_features: Tensor,
     critical: Tensor,
     negligible: Tensor,
     sparse: Tensor,
@@ -121,41 +127,40 @@ def _attend_backward(
     block: int,
     keys: int,
     everywhere: bool,
+    feature_map: str,
     triton: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    d_query_features, d_key_features, d_value = plain.linear_backward(
-        grad_linear.contiguous(), query_features, key_features, value, linear, critical, negligible, block, everywhere
+) -> tuple[Tensor, Tensor, Tensor]:
+    grads = plain.linear_backward(
+        grad_linear.contiguous(), query, key, value, linear, critical, negligible, block, keys, everywhere, feature_map
     )
     if not critical.shape[-1]:
-        return torch.zeros_like(query), torch.zeros_like(key), d_value, d_query_features, d_key_features
-    d_query, d_key, d_value_sparse = _backend(triton).sparse_backward(
-        grad_sparse.contiguous(), query, key, value, sparse, logsumexp, critical, block, keys
-    )
-    return d_query, d_key, d_value.add_(d_value_sparse), d_query_features, d_key_features
+        return grads
+    grad = grad_sparse.contiguous()
+    if triton:
+        exact = _triton().sparse_backward(grad, query, key, value, sparse, logsumexp, critical, block, keys)
+    else:
+        exact = plain.sparse_backward(grad, query, key, value, sparse, critical, block, keys)
+    return grads[0].add_(exact[0]), grads[1].add_(exact[1]), grads[2].add_(exact[2])
 
 
 @_attend_backward.register_fake
-def _(grad_sparse, grad_linear, query, key, value, query_features, key_features, *rest):  # type: ignore[no-untyped-def]
-    return tuple(torch.empty_like(x) for x in (query, key, value, query_features, key_features))
+def _(grad_sparse, grad_linear, query, key, value, *rest):  # type: ignore[no-untyped-def]
+    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
 
 def _keep(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    *tensors, block, keys, everywhere, triton = inputs
-    ctx.save_for_backward(*tensors, *output)
-    ctx.settings = block, keys, everywhere, triton
+    ctx.save_for_backward(*inputs[:5], *output)
+    ctx.settings = inputs[5:]
 
 
 def _differentiate(ctx, grad_sparse, grad_linear, _):  # type: ignore[no-untyped-def]
-    grads = _attend_backward(grad_sparse, grad_linear, *ctx.saved_tensors, *ctx.settings)
-    return (*grads, None, None, None, None, None, None)
+    return (*_attend_backward(grad_sparse, grad_linear, *ctx.saved_tensors, *ctx.settings), *[None] * 7)
 
 
 _attend.register_autograd(_differentiate, setup_context=_keep)
 
 
-def _backend(triton: bool):  # type: ignore[no-untyped-def]
-    if not triton:
-        return plain
-    from everyformer.ops.sparse_linear_attention import triton as kernels
+def _triton():  # type: ignore[no-untyped-def]
+    from everyformer.ops.sparse_linear_attention import triton
 
-    return kernels
+    return triton

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from everyformer.ops.sparse_linear_attention.blocks import phi, phi_backward
 from everyformer.ops.sparse_linear_attention.reference import EPSILON
 
 # Scores held at a time: a megabyte or two with their probabilities, the size of a core's cache.
@@ -19,20 +20,37 @@ SCORES_AT_A_TIME = 1 << 19
 
 
 def _chunks(blocks: int, critical: int, block: int) -> Iterator[slice]:
-    """Runs of query blocks whose scores fit the cache."""
+    """Runs of query blocks whose scores fit the cache, the first being the longest."""
     size = max(1, SCORES_AT_A_TIME // (critical * block * block))
     for start in range(0, blocks, size):
         yield slice(start, min(start + size, blocks))
 
 
-def _scores(
-    query: Tensor, key: Tensor, index: Tensor, valid: Float[Tensor, "keyblocks block"] | None, scale: float
-) -> Tensor:
-    """Scaled scores (blocks, block, critical * block) of query blocks and their gathered keys."""
-    scores = torch.baddbmm(query.new_empty(1, 1, 1), query, key.transpose(1, 2), beta=0, alpha=scale)
-    if valid is not None:
-        scores += valid[index].view(len(query), 1, -1)
-    return scores
+def _prepare(query: Tensor, critical: Tensor, block: int) -> tuple[list[slice], _Workspace]:
+    chunks = list(_chunks(query.shape[1] // block, critical.shape[-1], block))
+    return chunks, _Workspace(query, chunks[0].stop, critical.shape[-1], block)
+
+
+class _Workspace:
+    """Buffers for one chunk, used again for the next: fresh memory would cost more than the arithmetic on it."""
+
+    def __init__(self, like: Tensor, chunk: int, count: int, block: int) -> None:
+        dim = like.shape[-1]
+        self.scores, self.probabilities = like.new_empty(2, chunk, block, count * block).unbind()
+        self.keys, self.values = like.new_empty(2, chunk * count, block * dim).unbind()
+        self.shape = (-1, count * block, dim)
+
+    def gather(self, buffer: Tensor, source: Tensor, index: Tensor) -> Tensor:
+        """Key or value blocks as (query blocks, critical * block, dim)."""
+        return torch.index_select(source, 0, index, out=buffer[: len(index)]).view(self.shape)
+
+    def softmax(self, query: Tensor, key: Tensor, index: Tensor, valid: Tensor | None) -> Tensor:
+        """Probabilities (query blocks, block, critical * block)."""
+        scores = self.scores[: len(query)]
+        torch.baddbmm(scores, query, key.transpose(1, 2), beta=0, alpha=query.shape[-1] ** -0.5, out=scores)
+        if valid is not None:
+            scores += valid[index].view(len(query), 1, -1)
+        return torch.softmax(scores, -1, out=self.probabilities[: len(query)])
 
 
 def _padding(keys: int, padded: int, block: int, like: Tensor) -> Tensor | None:
@@ -49,26 +67,24 @@ def sparse_forward(
     key: Float[Tensor, "heads keys dim"],
     value: Float[Tensor, "heads keys dim"],
     critical: Int[Tensor, "heads blocks critical"],
+    out: Float[Tensor, "heads tokens dim"],
     block: int,
     keys: int,
-) -> tuple[Float[Tensor, "heads tokens dim"], Float[Tensor, "heads tokens"]]:
-    """Softmax attention of each query block over its critical key blocks; ``keys`` of the keys are not padding.
+) -> None:
+    """Into ``out``, softmax attention of each query block over its critical key blocks.
 
-    The second result is left empty: the probabilities of a block are all at hand in the backward pass.
+    Of the keys, ``keys`` are not padding. The backward pass computes the probabilities anew: a chunk has whole rows.
     """
-    heads, tokens, dim = query.shape
-    count = critical.shape[-1]
-    out = torch.empty_like(query)
+    heads, _, dim = query.shape
+    chunks, space = _prepare(query, critical, block)
     valid = _padding(keys, key.shape[1], block, query)
     for head in range(heads):
         q, o = query[head].view(-1, block, dim), out[head].view(-1, block, dim)
         k, v = key[head].view(-1, block * dim), value[head].view(-1, block * dim)
-        for part in _chunks(tokens // block, count, block):
+        for part in chunks:
             index = critical[head, part].reshape(-1)
-            gathered = k.index_select(0, index).view(-1, count * block, dim)
-            probabilities = _scores(q[part], gathered, index, valid, dim**-0.5).softmax(-1)
-            torch.bmm(probabilities, v.index_select(0, index).view(-1, count * block, dim), out=o[part])
-    return out, query.new_empty(0)
+            probabilities = space.softmax(q[part], space.gather(space.keys, k, index), index, valid)
+            torch.bmm(probabilities, space.gather(space.values, v, index), out=o[part])
 
 
 def sparse_backward(
@@ -77,14 +93,13 @@ def sparse_backward(
     key: Float[Tensor, "heads keys dim"],
     value: Float[Tensor, "heads keys dim"],
     out: Float[Tensor, "heads tokens dim"],
-    logsumexp: Tensor,
     critical: Int[Tensor, "heads blocks critical"],
     block: int,
     keys: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value (arXiv 2509.24006, algorithm 2), summed in float32 at least."""
-    heads, tokens, dim = query.shape
-    count, scale = critical.shape[-1], dim**-0.5
+    heads, _, dim = query.shape
+    chunks, space = _prepare(query, critical, block)
     wide = torch.promote_types(query.dtype, torch.float32)
     delta = (grad * out).sum(-1, keepdim=True, dtype=wide).to(grad.dtype)
     d_query, d_key, d_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
@@ -94,19 +109,20 @@ def sparse_backward(
         k, v = key[head].view(-1, block * dim), value[head].view(-1, block * dim)
         dk = torch.zeros(k.shape, dtype=wide, device=k.device)
         dv = torch.zeros_like(dk)
-        for part in _chunks(tokens // block, count, block):
+        for part in chunks:
             index = critical[head, part].reshape(-1)
-            keys_here = k.index_select(0, index).view(-1, count * block, dim)
-            values_here = v.index_select(0, index).view(-1, count * block, dim)
-            probabilities = _scores(q[part], keys_here, index, valid, scale).softmax(-1)
-            d_values_here = torch.bmm(probabilities.transpose(1, 2), do[part])
+            keys_here, values_here = space.gather(space.keys, k, index), space.gather(space.values, v, index)
+            probabilities = space.softmax(q[part], keys_here, index, valid)
+            # The scores are used up, and so are the gathered values after the next line: both buffers serve again.
+            d_scores = torch.bmm(do[part], values_here.transpose(1, 2), out=space.scores[: len(do[part])])
+            d_values_here = torch.bmm(probabilities.transpose(1, 2), do[part], out=values_here)
             dv.index_add_(0, index, d_values_here.view(len(index), -1).to(wide))
-            d_scores = torch.bmm(do[part], values_here.transpose(1, 2)).sub_(dl[part]).mul_(probabilities)
+            d_scores.sub_(dl[part]).mul_(probabilities)
             torch.bmm(d_scores, keys_here, out=dq[part])
-            d_keys_here = torch.bmm(d_scores.transpose(1, 2), q[part])
+            d_keys_here = torch.bmm(d_scores.transpose(1, 2), q[part], out=keys_here)
             dk.index_add_(0, index, d_keys_here.view(len(index), -1).to(wide))
-        dq.mul_(scale)
-        d_key[head] = dk.mul_(scale).view(-1, dim)
+        dq.mul_(dim**-0.5)
+        d_key[head] = dk.mul_(dim**-0.5).view(-1, dim)
         d_value[head] = dv.view(-1, dim)
     return d_query, d_key, d_value
 
@@ -125,34 +141,43 @@ def _sums(
     return torch.bmm(f.transpose(1, 2), value.view_as(f)).flatten(1), f.sum(1)
 
 
+def _features(x: Tensor, tokens: int, feature_map: str) -> Tensor:
+    """``phi`` of one head, zero for padded tokens so that no sum sees them."""
+    features = phi(x, feature_map)
+    features[tokens:] = 0
+    return features
+
+
 def linear_forward(
     query: Float[Tensor, "heads tokens dim"],
     key: Float[Tensor, "heads keys dim"],
     value: Float[Tensor, "heads keys dim"],
     critical: Int[Tensor, "heads blocks critical"],
     negligible: Int[Tensor, "heads blocks negligible"],
+    out: Float[Tensor, "heads tokens dim"],
     block: int,
+    keys: int,
     everywhere: bool,
-) -> Float[Tensor, "heads tokens dim"]:
-    """Linear attention with the features ``query`` and ``key`` over marginal blocks, or ``everywhere``.
+    feature_map: str,
+) -> None:
+    """Into ``out``, linear attention over marginal blocks, or ``everywhere``.
 
-    Padded keys must have features of zero. Sums over the marginal blocks are one product of the block mask with the
-    per-block sums: 1/block of the work that attention over them would be.
+    Sums over the marginal blocks are one product of the block map with the per-block sums: 1/block of the work that
+    attention over them would be.
     """
-    heads, _, dim = query.shape
-    out = torch.empty_like(query)
-    for head in range(heads):
-        h, z = _sums(key[head], value[head], block)
+    dim = query.shape[-1]
+    for head in range(len(query)):
+        h, z = _sums(_features(key[head], keys, feature_map), value[head], block)
+        q = phi(query[head], feature_map)
         if everywhere:
-            q, o = query[head].unsqueeze(0), out[head].unsqueeze(0)
+            q, o = q.unsqueeze(0), out[head].unsqueeze(0)
             h, z = h.sum(0, keepdim=True), z.sum(0, keepdim=True)
         else:
-            q, o = query[head].view(-1, block, dim), out[head].view(-1, block, dim)
+            q, o = q.view(-1, block, dim), out[head].view(-1, block, dim)
             mask = _marginal(critical, negligible, head, len(h), h.dtype)
             h, z = mask @ h, mask @ z
         torch.bmm(q, h.view(-1, dim, dim), out=o)
         o.div_(torch.bmm(q, z.unsqueeze(-1)).add_(EPSILON))
-    return out
 
 
 def linear_backward(
@@ -164,15 +189,19 @@ def linear_backward(
     critical: Int[Tensor, "heads blocks critical"],
     negligible: Int[Tensor, "heads blocks negligible"],
     block: int,
+    keys: int,
     everywhere: bool,
+    feature_map: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the features of query and key, and of value; the per-block sums are computed anew."""
-    heads, _, dim = query.shape
+    """Gradients of query, key and value; features and per-block sums are computed anew."""
+    dim = query.shape[-1]
     d_query, d_key, d_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-    for head in range(heads):
-        h, z = _sums(key[head], value[head], block)
+    for head in range(len(query)):
+        key_features = _features(key[head], keys, feature_map)
+        query_features = phi(query[head], feature_map)
+        h, z = _sums(key_features, value[head], block)
         width = query.shape[1] if everywhere else block
-        q, dq, do, o = (t[head].view(-1, width, dim) for t in (query, d_query, grad, out))
+        q, do, o = (t.view(-1, width, dim) for t in (query_features, grad[head], out[head]))
         if everywhere:
             mask = None
             h, z = h.sum(0, keepdim=True), z.sum(0, keepdim=True)
@@ -182,14 +211,16 @@ def linear_backward(
         normaliser = torch.bmm(q, z.unsqueeze(-1)).add_(EPSILON)
         d_top = do / normaliser
         d_bottom = -(d_top * o).sum(-1, keepdim=True)
-        torch.baddbmm(d_bottom * z.unsqueeze(1), d_top, h.view(-1, dim, dim).transpose(1, 2), out=dq)
+        d_features = torch.baddbmm(d_bottom * z.unsqueeze(1), d_top, h.view(-1, dim, dim).transpose(1, 2))
+        d_query[head] = phi_backward(d_features.view(-1, dim), query_features, feature_map)
         d_h = torch.bmm(q.transpose(1, 2), d_top).flatten(1)
         d_z = torch.bmm(q.transpose(1, 2), d_bottom).squeeze(-1)
         if mask is not None:
             d_h, d_z = mask.t() @ d_h, mask.t() @ d_z
         width = key.shape[1] if everywhere else block
-        k, v, dk, dv = (t[head].view(-1, width, dim) for t in (key, value, d_key, d_value))
+        k, v = key_features.view(-1, width, dim), value[head].view(-1, width, dim)
         d_h = d_h.view(-1, dim, dim)
-        torch.baddbmm(d_z.unsqueeze(1).expand_as(k), v, d_h.transpose(1, 2), out=dk)
-        torch.bmm(k, d_h, out=dv)
+        d_features = torch.baddbmm(d_z.unsqueeze(1).expand_as(k), v, d_h.transpose(1, 2))
+        d_key[head] = phi_backward(d_features.view(-1, dim), key_features, feature_map)
+        torch.bmm(k, d_h, out=d_value[head].view(-1, width, dim))
     return d_query, d_key, d_value
