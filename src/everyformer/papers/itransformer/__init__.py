@@ -80,6 +80,7 @@ __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
         "DLinear": "baselines",
+        "Forecaster": "forecaster",
         "ITransformer": "model",
         "Inverted": "model",
         "VanillaTransformer": "baselines",
