@@ -103,6 +103,9 @@ def train(
         loss,
         lambda epoch: batches(images, labels, batch, 10_000 * job.seed + first + epoch),
         optimizer=lambda parameters: torch.optim.Adam([p for p in parameters if p.requires_grad], 1e-3),
+        # Falling to zero: otherwise the noise of the last steps is larger than what separates the variants.
+        scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - min(step / steps, 1)),
+        schedule_every="step",
         steps=steps,
         folder=job.folder / name.replace(" ", "_"),
         seed=job.seed,
