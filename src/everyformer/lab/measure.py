@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,10 @@ def peak_extra_bytes(fn: Callable[[], Any], device: str = "cpu") -> int:
         fn()
         torch.cuda.synchronize(device)
         return int(torch.cuda.max_memory_allocated(device) - before)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        fn()
+    with _quiet_stderr():
+        profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
+        with profile:
+            fn()
     live = peak = 0
     kineto: Any = profile.profiler
     for event in sorted(kineto.kineto_results.events(), key=lambda event: event.start_ns()):
@@ -91,6 +94,21 @@ def peak_extra_bytes(fn: Callable[[], Any], device: str = "cpu") -> int:
             live += event.nbytes()
             peak = max(peak, live)
     return peak
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Send what C++ writes to stderr nowhere: the profiler reports its own starts and stops there."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def count_flops(fn: Callable[[], Any]) -> int:

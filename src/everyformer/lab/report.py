@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,7 @@ def wanted(result: Result) -> str:
     """The declared threshold in words."""
     size = number(result.threshold.size)
     if result.threshold.kind == "bound":
-        return f"{'≥' if result.better == 'higher' else '≤'} {size} {result.unit}".strip()
+        return f"{'≥' if result.better == 'higher' else '≤'} {size}"
     return {"ratio": f"≥ {size}×", "relative": f"≥ {100 * result.threshold.size:.3g}% better"}.get(
         result.threshold.kind, f"≥ {size} {result.unit} better".replace("  ", " ")
     )
@@ -54,6 +55,8 @@ def effect(result: Result) -> str:
         return f"{number(result.effect.mean)}×"
     if result.threshold.kind == "relative":
         return f"{100 * result.effect.mean:+.3g}%"
+    if result.threshold.kind == "bound":
+        return f"{abs(result.effect.mean):.3g} {'to spare' if result.effect.mean >= 0 else 'short'}"
     return f"{result.effect.mean:+.4g} {result.unit}".strip()
 
 
@@ -98,7 +101,8 @@ def _summary(axis: Axes, result: Result, claim: Claim, ink: str) -> None:
         axis.axhline(result.threshold.size, color=_COLOURS[1], linewidth=1.2, linestyle=":", label="declared bound")
     axis.set_xticks([0, 1], [claim.method or "method", claim.baseline or "baseline"])
     axis.set_xlim(-0.6, 1.6)
-    axis.set_ylabel(f"{result.metric} ({result.unit})" if result.unit else result.metric)
+    metric = f"{result.metric} ({result.unit})" if result.unit else result.metric
+    axis.set_ylabel(textwrap.fill(metric, 36))
     axis.set_title(f"{result.paper}.{result.claim}: {result.verdict}")
     if axis.get_legend_handles_labels()[0]:
         axis.legend()
@@ -107,7 +111,7 @@ def _summary(axis: Axes, result: Result, claim: Claim, ink: str) -> None:
 def _panel(axis: Axes, panel: Panel, theme: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axis.set_title(panel.title)
+    axis.set_title(textwrap.fill(panel.title, 48))
     axis.set_xlabel(panel.x_label)
     axis.set_ylabel(panel.y_label)
     if panel.kind == "heat":
@@ -119,6 +123,8 @@ def _panel(axis: Axes, panel: Panel, theme: str) -> None:
         width = 0.8 / max(1, len(panel.lines))
         for index, (name, (places, values)) in enumerate(panel.lines.items()):
             axis.bar([x + (index - (len(panel.lines) - 1) / 2) * width for x in places], values, width, label=name)
+        if len(panel.lines) > 1:
+            axis.margins(y=0.08 + 0.09 * len(panel.lines))  # room for the legend above the bars
         if panel.ticks:
             slanted = {"rotation": 20, "ha": "right"} if max(map(len, panel.ticks)) > 9 else {}
             axis.set_xticks(range(len(panel.ticks)), panel.ticks, **slanted)  # type: ignore[arg-type]

@@ -21,22 +21,24 @@ def verdict_text(verdict: str) -> Text:
 
 def results_table(runs: Sequence[tuple[Paper, Claim, Result]], failures: Mapping[str, str]) -> Table:
     """The claims of a run with their verdicts; ``failures`` are claims that could not be measured, with the reason."""
-    table = Table(title="Claims", title_justify="left")
-    for name in ("Claim", "Metric", "Method", "Baseline", "Effect", "Declared", "Verdict"):
+    table = Table(title="Claims", title_justify="left", show_lines=True)
+    table.add_column("Claim", overflow="fold")
+    table.add_column("Verdict", no_wrap=True)
+    for name in ("Effect", "Method", "Baseline"):
         table.add_column(name, overflow="fold")
     for paper, claim, result in runs:
-        arrow = "↑" if result.better == "higher" else "↓"
+        unit = "" if result.unit in ("", "x") else f" ({result.unit})"
         table.add_row(
-            f"{paper.slug}.{claim.name}",
-            f"{result.metric} ({result.unit}) {arrow}" if result.unit else f"{result.metric} {arrow}",
+            Text.assemble(
+                (f"{paper.slug}.{claim.name}", "bold"), f"\n{result.metric}{unit}, {result.better} is better"
+            ),
+            verdict_text(result.verdict),
+            f"{report.effect(result)}\ndeclared {report.wanted(result)}",
             f"{report.interval(result.method)}\n{claim.method}",
             f"{report.interval(result.baseline)}\n{claim.baseline}",
-            report.effect(result),
-            report.wanted(result),
-            verdict_text(result.verdict),
         )
     for name, reason in failures.items():
-        table.add_row(name, reason, "", "", "", "", Text("✗ failed", style="bold red"))
+        table.add_row(Text.assemble((name, "bold"), f"\n{reason}"), Text("✗ failed", style="bold red"), "", "", "")
     return table
 
 
