@@ -16,6 +16,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -180,8 +181,7 @@ class CogVideoXProcessor:
     ) -> tuple[Tensor, Tensor]:
         _refuse_mask("CogVideoX's attention", attention_mask)
         text = encoder_hidden_states.shape[1]
-        joint = F.pad(hidden_states, (0, 0, text, 0))
-        joint[:, :text] = encoder_hidden_states
+        joint = torch.cat([encoder_hidden_states, hidden_states], dim=1)
         q, k, v = (_split_heads(x, attn.heads) for x in _projected(attn, joint))
         q = q if attn.norm_q is None else attn.norm_q(q)
         k = k if attn.norm_k is None else attn.norm_k(k)

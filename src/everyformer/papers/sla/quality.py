@@ -20,7 +20,7 @@ from everyformer.parts.dit import DiT
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 # 64 blocks of 16 tokens: at 1,024 tokens, blocks of 64 would leave 5% to be less than one block.
 SETTINGS = {"critical": 0.05, "negligible": 0.10, "block": 16}
-BATCHES = 50  # batches in what counts as an epoch
+BATCHES = 10  # batches in what counts as an epoch, and so steps between two points of a curve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +169,15 @@ def run(job: Job) -> Measurement:
             {"before fine-tuning": (places, list(untuned.values())), "after": (places, list(tuned.values()))},
             kind="bar",
             ticks=list(VARIANTS),
+        ),
+        Panel(
+            "Fine-tuning from the same weights",
+            "steps",
+            "training loss",
+            {
+                name: ([min((i + 1) * BATCHES, size.finetune) for i in range(len(ys))], ys)
+                for name, ys in curves.items()
+            },
         ),
         pictures(job, {name: models[name] for name in ("full attention", "SLA", "sparse only")}),
     )
