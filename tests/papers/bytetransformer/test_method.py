@@ -1,3 +1,6 @@
+import copy
+import threading
+
 import pytest
 import torch
 import transformers
@@ -142,3 +145,65 @@ def test_what_cannot_be_converted_is_named():
     mask[0, 2] = 0
     with pytest.raises(ValueError, match="mask has holes in row 0"):
         model(ids, attention_mask=mask)
+
+
+@pytest.mark.parametrize("name", ["bert", "deberta"])
+def test_a_copy_runs_on_its_own_weights_and_reverts_alone(name):
+    model = convert(build(name))
+    ids, mask = batch()
+    copied = copy.deepcopy(model)
+    for parameter in copied.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    packed = copied(input_ids=ids, attention_mask=mask).last_hidden_state
+    padded = revert(copied)(input_ids=ids, attention_mask=mask).last_hidden_state
+    torch.testing.assert_close(packed[mask.bool()], padded[mask.bool()], atol=1e-5, rtol=1e-5)
+    assert model(input_ids=ids, attention_mask=mask).last_hidden_state[~mask.bool()].abs().max() == 0
+
+
+def test_every_encoder_of_a_model_is_converted():
+    pair = convert(torch.nn.ModuleList([build("bert"), build("deberta")]))
+    ids, mask = batch()
+    for model in pair:
+        assert model(input_ids=ids, attention_mask=mask).last_hidden_state[~mask.bool()].abs().max() == 0
+
+
+def test_calls_from_several_threads_keep_their_own_masks():
+    model = convert(build("bert"))
+    ids, _ = batch()
+    masks = [(torch.arange(9) < torch.tensor(lengths)[:, None]).long() for lengths in ([9, 3, 1, 6], [2, 9, 4, 4])]
+    with torch.no_grad():
+        alone = [model(ids, attention_mask=mask).last_hidden_state for mask in masks]
+    wrong, together = [], threading.Barrier(2)
+
+    def ask(which):
+        together.wait()
+        for _ in range(40):
+            with torch.no_grad():
+                out = model(ids, attention_mask=masks[which]).last_hidden_state
+            if out.shape != alone[which].shape or not torch.allclose(out, alone[which], atol=1e-5):
+                wrong.append(which)
+
+    threads = [threading.Thread(target=ask, args=(which,)) for which in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", ["bert", "deberta"])
+def test_checkpointed_gradients_of_two_batches_before_one_backward(name):
+    config = copy.deepcopy(CONFIGS[name])
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
+    model = convert(transformers.AutoModel.from_config(config)).train()
+    ids, mask = batch()
+    found = []
+    for checkpointed in (False, True):
+        if checkpointed:
+            model.gradient_checkpointing_enable()
+        model.zero_grad()
+        outputs = [model(ids, attention_mask=m).last_hidden_state for m in (mask, torch.ones_like(mask))]
+        sum(out.square().sum() for out in outputs).backward()
+        found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    for ours, truth in zip(*found, strict=True):
+        torch.testing.assert_close(ours, truth, atol=1e-4, rtol=1e-4)

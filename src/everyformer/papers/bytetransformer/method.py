@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+import functools
 from typing import Any
 
 import torch
@@ -116,82 +116,87 @@ SUPPORTED = {
     "DistilBertModel": _Family("transformer"),
     "DebertaModel": _Family("encoder", disentangled=True),
 }
-_STATE = "_bytetransformer"
+_HANDLE = "_bytetransformer"
 
 
 def convert(model: nn.Module) -> nn.Module:
-    """Make a Hugging Face encoder compute only its valid tokens, in place; returns the model.
+    """Make every Hugging Face encoder in ``model`` compute only its valid tokens, in place; returns the model.
 
     BERT, RoBERTa, XLM-RoBERTa, ALBERT, DistilBERT and DeBERTa, bare or under any head. Outputs at valid
     positions are those of the model before, and zero at padding; poolers, heads, training and the state dict stay as they
-    were. :func:`revert` undoes it.
+    were. Poolers read the first position, as before: pad on the right for them. A copy of the model is converted too,
+    and calls from several threads keep apart. :func:`revert` undoes it.
 
     Raises:
         TypeError: another architecture; those supported are named.
         ValueError: a decoder, a model that returns attentions or hidden states, or one converted before. When called, a
             mask with holes or an empty sequence, and a request for attentions or hidden states.
     """
-    base = _base(model)
-    if hasattr(base, _STATE):
-        raise ValueError("model has been converted before")
-    config: Any = base.config
-    if getattr(config, "is_decoder", False):
-        raise ValueError("model must be an encoder: config.is_decoder is set, and packed attention is not causal")
-    if getattr(base, "z_steps", 0) > 1:
-        raise ValueError(f"model must not repeat its last layer, got z_steps={base.z_steps}")
+    bases = _bases(model)
+    for base in bases:
+        if hasattr(base, _HANDLE):
+            raise ValueError("model has been converted before")
+        if getattr(base.config, "is_decoder", False):
+            raise ValueError("model must be an encoder: config.is_decoder is set, and packed attention is not causal")
+        if getattr(base, "z_steps", 0) > 1:
+            raise ValueError(f"model must not repeat its last layer, got z_steps={base.z_steps}")
     _register()
-    family = SUPPORTED[type(base).__name__]
-    encoder = getattr(base, family.encoder)
-    state = _State(family, encoder.forward)
-    object.__setattr__(base, _STATE, state)
-    state.handles.append(base.register_forward_pre_hook(_take_mask, with_kwargs=True))
-    if family.disentangled:
-        encoder.forward = _disentangled_forward(base, state)
-    else:
-        # A copy: other models may have been built from the same config object.
-        private = copy.copy(config)
-        private._attn_implementation = ATTENTION
-        _give_config(encoder, config, private)
-        encoder.forward = _encoder_forward(state)
+    for base in bases:
+        family = SUPPORTED[type(base).__name__]
+        encoder = getattr(base, family.encoder)
+        object.__setattr__(base, _HANDLE, base.register_forward_pre_hook(_take_mask, with_kwargs=True))
+        if family.disentangled:
+            _swap(encoder, _DisentangledEncoder)
+            for layer in encoder.layer:
+                _swap(layer.attention.self, _PerSequence)
+        else:
+            # A copy: other models may have been built from the same config object.
+            private = copy.copy(base.config)
+            private._attn_implementation = ATTENTION
+            _give_config(encoder, base.config, private)
+            _swap(encoder, _Encoder)
     return model
 
 
 def revert(model: nn.Module) -> nn.Module:
     """Undo :func:`convert`; returns the model. Raises ``ValueError`` for one that was not converted."""
-    base = _base(model)
-    state: _State | None = getattr(base, _STATE, None)
-    if state is None:
+    bases = [base for base in _bases(model) if hasattr(base, _HANDLE)]
+    if not bases:
         raise ValueError("model has not been converted")
-    for handle in state.handles:
-        handle.remove()
-    encoder = getattr(base, state.family.encoder)
-    if not state.family.disentangled:
-        _give_config(encoder, next(m.config for m in encoder.modules() if hasattr(m, "config")), base.config)
-    del encoder.forward
-    for module in base.modules():
-        if "forward" in vars(module) and getattr(module.forward, "_bytetransformer", False):
-            del module.forward
-    delattr(base, _STATE)
+    for base in bases:
+        getattr(base, _HANDLE).remove()
+        delattr(base, _HANDLE)
+        encoder = getattr(base, SUPPORTED[type(base).__name__].encoder)
+        for module in encoder.modules():
+            if isinstance(module, _Converted):
+                module.__class__ = type(module).__bases__[1]
+            if getattr(getattr(module, "config", None), "_attn_implementation", None) == ATTENTION:
+                module.config = base.config
     return model
 
 
-@dataclasses.dataclass
-class _State:
-    """What a converted model remembers: how it was, and the mask of the call under way."""
-
-    family: _Family
-    forward: Callable[..., Any]
-    mask: Tensor | None = None
-    handles: list[Any] = dataclasses.field(default_factory=list)
+class _Converted:
+    """Mark of the classes made by :func:`_swap`."""
 
 
-def _base(model: nn.Module) -> nn.Module:
-    """The bare encoder model in ``model``."""
-    for module in model.modules():
-        if type(module).__name__ in SUPPORTED:
-            return module
-    names = ", ".join(sorted(SUPPORTED))
-    raise TypeError(f"model must be one of {names}, or a model with one inside, got {type(model).__name__}")
+@functools.cache
+def _class_of(treatment: type, original: type) -> type:
+    return type(original.__name__, (treatment, original), {"__module__": original.__module__})
+
+
+def _swap(module: nn.Module, treatment: type) -> None:
+    """Put ``treatment`` before the module's own class. A class goes with its module wherever that is copied to, which
+    a function bound to this very module would not."""
+    module.__class__ = _class_of(treatment, type(module))  # type: ignore[arg-type]
+
+
+def _bases(model: nn.Module) -> list[Any]:
+    """The bare encoder models in ``model``."""
+    bases = [module for module in model.modules() if type(module).__name__ in SUPPORTED]
+    if not bases:
+        names = ", ".join(sorted(SUPPORTED))
+        raise TypeError(f"model must be one of {names}, or a model with one inside, got {type(model).__name__}")
+    return bases
 
 
 def _give_config(encoder: nn.Module, old: Any, new: Any) -> None:
@@ -214,79 +219,71 @@ def _register() -> None:
 def _take_mask(
     base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Keep the padding mask for the encoder and hide it from the rest, which would blow it up to a matrix."""
+    """Hand the padding mask to the encoder by a name of its own, lest the model blow it up to a matrix on the way."""
     config: Any = base.config
     for option in ("output_attentions", "output_hidden_states"):
         if kwargs.get(option) or (kwargs.get(option) is None and getattr(config, option, False)):
             raise ValueError(
                 f"{option} is not available in a model that bytetransformer.convert treated; revert it first"
             )
-    state: _State = getattr(base, _STATE)
+    mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
+    if mask is not None and mask.ndim != 2:
+        raise ValueError(f"attention_mask must be (batch, tokens), got {tuple(mask.shape)}")
+    if SUPPORTED[type(base).__name__].disentangled:
+        return args, kwargs  # DeBERTa passes the mask on as it is
     if len(args) > 1:
-        state.mask, args = args[1], (args[0], None, *args[2:])
-    else:
-        state.mask = kwargs.pop("attention_mask", None)
-    if state.mask is not None and state.mask.ndim != 2:
-        raise ValueError(f"attention_mask must be (batch, tokens), got {tuple(state.mask.shape)}")
-    return args, kwargs
+        args = (args[0], None, *args[2:])
+    return args, {**kwargs, "packed_mask": mask} | ({"attention_mask": None} if len(args) < 2 else {})
 
 
-def _pack(state: _State, hidden: Tensor) -> Packed:
-    """Pack by the mask of the call, which is then forgotten."""
-    mask, state.mask = state.mask, None
-    return pack(hidden, torch.ones(hidden.shape[:2], device=hidden.device) if mask is None else mask)
-
-
-def _encoder_forward(state: _State) -> Callable[..., Any]:
+class _Encoder(_Converted):
     """The encoder's own forward on one packed row, with the lengths on their way to the attention."""
 
-    def forward(hidden_states: Tensor, attention_mask: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        packed = _pack(state, hidden_states)
+    def forward(
+        self, hidden_states: Tensor, attention_mask: None = None, *args: Any, packed_mask: Tensor | None, **kwargs: Any
+    ) -> Any:
+        mask = torch.ones(hidden_states.shape[:2], device=hidden_states.device) if packed_mask is None else packed_mask
+        packed = pack(hidden_states, mask)
         kwargs.pop("position_ids", None)  # used by the embeddings already, and of the unpacked shape
-        output = state.forward(packed.values.unsqueeze(0), None, *args, packed_lengths=packed.lengths, **kwargs)
+        row = packed.values.unsqueeze(0)
+        output = super().forward(row, None, *args, packed_lengths=packed.lengths, **kwargs)  # type: ignore[misc]
         output["last_hidden_state"] = unpack(packed, output["last_hidden_state"].squeeze(0))
         return output
 
-    return forward
 
+class _DisentangledEncoder(_Converted):
+    """DeBERTa's encoder on one packed row."""
 
-def _disentangled_forward(base: nn.Module, state: _State) -> Callable[..., Any]:
-    """DeBERTa's encoder on one packed row; its attention, whose scores depend on relative positions, per sequence."""
-    lengths: list[tuple[int, ...]] = [()]
-    layers = getattr(base, state.family.encoder).layer
-    for layer in layers:
-        layer.attention.self.forward = _per_sequence(layer.attention.self.forward, lengths)
-
-    def forward(hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
-        packed = _pack(state, hidden_states)
-        lengths[0] = packed.lengths
-        # Neither mask nor relative positions of the whole row are wanted: placeholders keep them from being built.
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor, **kwargs: Any) -> Any:
+        packed = pack(hidden_states, attention_mask)
+        # The encoder hands both down untouched: no mask is needed, and relative positions are those of each sequence,
+        # so that their place is free for the lengths.
         nothing = torch.ones(1, 1, 1, 1, device=hidden_states.device)
+        lengths = torch.tensor(packed.lengths)
         return_dict = kwargs.pop("return_dict", True)
         row = packed.values.unsqueeze(0)
-        output = state.forward(row, nothing, relative_pos=nothing, return_dict=True, **kwargs)
+        output = super().forward(row, nothing, relative_pos=lengths, return_dict=True, **kwargs)  # type: ignore[misc]
         output["last_hidden_state"] = unpack(packed, output["last_hidden_state"].squeeze(0))
         if output.get("hidden_states") is not None:
             # The model itself asks for these and reads the last one alone.
             output["hidden_states"] = (*output["hidden_states"][:-1], output["last_hidden_state"])
         return output if return_dict else output.to_tuple()
 
-    return forward
 
+class _PerSequence(_Converted):
+    """DeBERTa's own attention, whose scores depend on relative positions, one sequence after the other."""
 
-def _per_sequence(attend: Callable[..., Any], lengths: list[tuple[int, ...]]) -> Callable[..., Any]:
-    """The module's own attention, one sequence after the other."""
-
-    def forward(hidden_states: Tensor, attention_mask: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor, *args: Any, relative_pos: Tensor, **kwargs: Any
+    ) -> tuple[Tensor, None]:
         parts = []
-        for part in hidden_states.split(list(lengths[0]), dim=1):
-            everything = torch.ones(1, 1, part.shape[1], part.shape[1], dtype=torch.bool, device=part.device)
-            kwargs["relative_pos"] = _relative(part.shape[1], part.device)
-            parts.append(attend(part, everything, *args, **kwargs)[0])
+        for part in hidden_states.split(relative_pos.tolist(), dim=1):
+            length = part.shape[1]
+            everything = torch.ones(1, 1, length, length, dtype=torch.bool, device=part.device)
+            relative = _relative(length, part.device)
+            attend = super().forward  # type: ignore[misc]
+            parts.append(attend(part, everything, *args, relative_pos=relative, **kwargs)[0])
         return torch.cat(parts, dim=1), None
-
-    forward._bytetransformer = True  # type: ignore[attr-defined]
-    return forward
 
 
 def _relative(length: int, device: torch.device) -> Int[Tensor, "1 length length"]:
