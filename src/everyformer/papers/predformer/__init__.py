@@ -40,7 +40,7 @@ PAPER = Paper(
             better="higher",
             paper_value=2364.0,
             paper_baseline=533.0,
-            setting="TaxiBJ",
+            setting="TaxiBJ, traffic of Beijing",
             method="PredFormer",
             baseline="SimVP",
         ),
