@@ -68,7 +68,8 @@ def main() -> None:
 
 def fail(message: str, code: int) -> NoReturn:
     """Print an error to stderr and exit."""
-    errors.print(f"[bold red]error:[/] {message}" if code != 130 else message, highlight=False, soft_wrap=True)
+    # Not as markup: install lines have brackets.
+    errors.print(message if code == 130 else f"error: {message}", markup=False, highlight=False, soft_wrap=True)
     sys.exit(code)
 
 
