@@ -1,4 +1,8 @@
 import os
+import tempfile
+
+# A cache of its own: one shared with other processes can hold a file that a kill left half written.
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="everyformer-inductor-")
 
 import pytest
 import torch
