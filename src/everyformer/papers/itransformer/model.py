@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from everyformer.papers.itransformer.attention import TokenAttention, resolve, with_weights
+from everyformer.papers.itransformer.attention import TokenAttention, dropout, resolve, with_weights
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 
@@ -93,11 +93,11 @@ class EncoderLayer(nn.Module):
     def attend(self, x: Tensor, return_attention: bool) -> tuple[Tensor, Tensor | None]:
         """The attention branch, and its weights where wanted."""
         query, key, value = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        dropout = self.dropout if self.training else 0.0
+        drop = self.dropout if self.training else 0.0
         if return_attention:
-            mixed, weights = with_weights(self.attention, query, key, value, dropout_p=dropout)
+            mixed, weights = with_weights(self.attention, query, key, value, dropout_p=drop)
         else:
-            mixed, weights = self.attention(query, key, value, dropout_p=dropout), None
+            mixed, weights = self.attention(query, key, value, dropout_p=drop), None
         return self.out(mixed.transpose(1, 2).flatten(2)), weights
 
     def forward(
@@ -110,7 +110,7 @@ class EncoderLayer(nn.Module):
         return self.norm2(x + self._drop(self.down(hidden))), weights
 
     def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training)
+        return dropout(x, self.dropout, self.training)
 
 
 class Encoder(nn.Module):
@@ -199,7 +199,7 @@ class Inverted(nn.Module):
         tokens = self.embed(steps.transpose(1, 2))
         if self.embed_future is not None and future is not None:
             tokens = torch.cat([tokens, self.embed_future(future.to(series.dtype).transpose(1, 2))], dim=1)
-        return F.dropout(tokens, self.dropout, self.training)
+        return dropout(tokens, self.dropout, self.training)
 
     def forward(
         self,
