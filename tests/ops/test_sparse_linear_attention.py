@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from everyformer.lab.measure import peak_extra_bytes
-from everyformer.ops.sparse_linear_attention import FEATURE_MAPS, sparse_linear_attention
+from everyformer.ops.sparse_linear_attention import FEATURE_MAPS, projected, sparse_linear_attention
 from everyformer.ops.sparse_linear_attention.blocks import classify, mask_of
 
 shapes = st.fixed_dictionaries(
@@ -56,6 +56,20 @@ def test_torch_gives_the_reference_and_its_gradients(shape, options, seed):
     inputs = tensors(shape, seed=seed)
     for ours, truth in zip(results(inputs, "torch", **options), results(inputs, "reference", **options), strict=True):
         torch.testing.assert_close(ours, truth, atol=1e-9, rtol=1e-7)
+
+
+@settings(max_examples=30, deadline=None)
+@given(shape=shapes, options=options)
+def test_the_projected_sum_is_the_same_with_and_without_gradients(shape, options):
+    inputs = tensors(shape)
+    weight, bias = torch.randn(shape["dim"], shape["dim"], dtype=torch.float64), torch.randn(shape["dim"]).double()
+    with torch.no_grad():
+        ours = projected(*inputs, weight, bias, **options)
+        assert not ours.requires_grad
+    assert projected(*inputs, weight, bias, **options).requires_grad
+    sparse, linear = sparse_linear_attention(*inputs, backend="reference", **options)
+    for out in (ours, projected(*inputs, weight, bias, **options)):
+        torch.testing.assert_close(out, sparse + linear @ weight.t() + bias, atol=1e-9, rtol=1e-7)
 
 
 def test_chunks_and_whole_agree(monkeypatch):
@@ -113,7 +127,7 @@ def test_it_compiles_without_a_break():
 
 
 def test_the_operator_keeps_torchs_rules():
-    from everyformer.ops.sparse_linear_attention.dispatch import _attend
+    from everyformer.ops.sparse_linear_attention.dispatch import _attend, _attend_projected
 
     query, key, value = (x.detach()[0].float().requires_grad_() for x in
                          tensors({"batch": 1, "heads": 2, "tokens": 32, "keys": 48, "dim": 4}))  # fmt: skip
@@ -122,6 +136,12 @@ def test_the_operator_keeps_torchs_rules():
         _attend, (query, key, value, top, bottom, 16, 48, False, "softmax", False),
         test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
     )  # fmt: skip
+    tensors_only = [x.detach() for x in (query, key, value)]
+    torch.library.opcheck(
+        _attend_projected,
+        (*tensors_only, top, bottom, 16, 48, False, "softmax", torch.eye(4), torch.zeros(4)),
+        test_utils=("test_schema", "test_faketensor"),
+    )
 
 
 @settings(max_examples=30, deadline=None)

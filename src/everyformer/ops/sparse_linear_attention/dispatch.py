@@ -40,6 +40,54 @@ def sparse_linear_attention(
     Raises:
         ValueError: an unknown name or shapes that do not go together.
     """
+    backend = backend or ("triton" if query.is_cuda else "torch")
+    if backend not in ("reference", "torch", "triton"):
+        raise ValueError(f"backend must be reference, torch or triton, got {backend!r}")
+    _check(query, key, value, feature_map, linear_over)
+    if backend == "reference":
+        return reference.sparse_linear_attention(
+            query, key, value, critical=critical, negligible=negligible, block=block, feature_map=feature_map,
+            linear_over=linear_over,
+        )  # fmt: skip
+    sparse, linear, _ = _attend(
+        *_blocks(query, key, value, critical, negligible, block), linear_over == "all", feature_map, backend == "triton"
+    )
+    tokens = query.shape[2]
+    return sparse[:, :tokens].view_as(query), linear[:, :tokens].view_as(query)
+
+
+def projected(
+    query: Float[Tensor, "batch heads tokens dim"],
+    key: Float[Tensor, "batch heads keys dim"],
+    value: Float[Tensor, "batch heads keys dim"],
+    weight: Float[Tensor, "dim dim"],
+    bias: Float[Tensor, "dim"],
+    *,
+    critical: float = 0.05,
+    negligible: float = 0.10,
+    block: int = 64,
+    feature_map: str = "softmax",
+    linear_over: str = "marginal",
+) -> Float[Tensor, "batch heads tokens dim"]:
+    """Sparse branch + linear branch times ``weight`` transposed + ``bias`` (arXiv 2509.24006, equation 7).
+
+    Other arguments and errors as in :func:`sparse_linear_attention`.
+    """
+    if torch.is_grad_enabled() or query.is_cuda:
+        sparse, linear = sparse_linear_attention(
+            query, key, value, critical=critical, negligible=negligible, block=block, feature_map=feature_map,
+            linear_over=linear_over,
+        )  # fmt: skip
+        # One product that adds to the sparse branch, instead of a projection and a sum.
+        return torch.addmm(sparse.flatten(0, 2), linear.flatten(0, 2), weight.t()).add_(bias).view_as(query)
+    _check(query, key, value, feature_map, linear_over)
+    out = _attend_projected(
+        *_blocks(query, key, value, critical, negligible, block), linear_over == "all", feature_map, weight, bias
+    )
+    return out[:, : query.shape[2]].view_as(query)
+
+
+def _check(query: Tensor, key: Tensor, value: Tensor, feature_map: str, linear_over: str) -> None:
     if query.ndim != 4 or key.shape != value.shape or key.shape[:2] != query.shape[:2]:
         raise ValueError(
             "query, key and value must be (batch, heads, tokens, dim) with key and value alike, got "
@@ -51,23 +99,15 @@ def sparse_linear_attention(
         raise ValueError(f"feature_map must be one of {', '.join(FEATURE_MAPS)}, got {feature_map!r}")
     if linear_over not in ("marginal", "all"):
         raise ValueError(f"linear_over must be 'marginal' or 'all', got {linear_over!r}")
-    backend = backend or ("triton" if query.is_cuda else "torch")
-    if backend not in ("reference", "torch", "triton"):
-        raise ValueError(f"backend must be reference, torch or triton, got {backend!r}")
-    if backend == "reference":
-        return reference.sparse_linear_attention(
-            query, key, value, critical=critical, negligible=negligible, block=block, feature_map=feature_map,
-            linear_over=linear_over,
-        )  # fmt: skip
 
-    tokens, keys = query.shape[2], key.shape[2]
+
+def _blocks(
+    query: Tensor, key: Tensor, value: Tensor, critical: float, negligible: float, block: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, int, int]:
+    """What the operators take: whole blocks by head, the lists of blocks, the block size, the number of keys."""
     q, k, v = (x.flatten(0, 1) for x in (query, key, value))
     top, bottom = classify(q.detach(), k.detach(), critical, negligible, block)
-    parts = (_whole(x, block) for x in (q, k, v))
-    sparse, linear, _ = _attend(
-        *parts, top, bottom, block, keys, linear_over == "all", feature_map, backend == "triton"
-    )
-    return sparse[:, :tokens].view_as(query), linear[:, :tokens].view_as(query)
+    return _whole(q, block), _whole(k, block), _whole(v, block), top, bottom, block, key.shape[2]
 
 
 def _whole(x: Tensor, block: int) -> Tensor:
@@ -110,6 +150,38 @@ def _attend(
 def _(query, key, value, critical, negligible, block, keys, everywhere, feature_map, triton):  # type: ignore[no-untyped-def]
     size = query.shape[0] * query.shape[1] if triton and critical.shape[-1] else 0
     return torch.empty_like(query), torch.empty_like(query), query.new_empty(size, dtype=torch.float32)
+
+
+@torch.library.custom_op("everyformer::sparse_linear_attention_projected", mutates_args=())
+def _attend_projected(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    critical: Tensor,
+    negligible: Tensor,
+    block: int,
+    keys: int,
+    everywhere: bool,
+    feature_map: str,
+    weight: Tensor,
+    bias: Tensor,
+) -> Tensor:
+    """Without gradients the linear branch is needed for a head at a time, and fresh memory for all would be slow."""
+    out, linear, exact = torch.empty_like(query), torch.empty_like(query[:1]), critical.shape[-1] > 0
+    for head in range(len(query)):
+        q, k, v, top, bottom, o = (x[head : head + 1] for x in (query, key, value, critical, negligible, out))
+        plain.linear_forward(q, k, v, top, bottom, linear, block, keys, everywhere, feature_map)
+        if exact:
+            plain.sparse_forward(q, k, v, top, o, block, keys)
+            o[0].addmm_(linear[0], weight.t()).add_(bias)
+        else:
+            torch.addmm(bias, linear[0], weight.t(), out=o[0])
+    return out
+
+
+@_attend_projected.register_fake
+def _(query, *rest):  # type: ignore[no-untyped-def]
+    return torch.empty_like(query)
 
 
 @torch.library.custom_op("everyformer::sparse_linear_attention_backward", mutates_args=())

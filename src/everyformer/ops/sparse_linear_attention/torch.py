@@ -141,6 +141,13 @@ def _sums(
     return torch.bmm(f.transpose(1, 2), value.view_as(f)).flatten(1), f.sum(1)
 
 
+def _dots(
+    rows: Float[Tensor, "blocks tokens dim"], vector: Float[Tensor, "blocks dim"]
+) -> Float[Tensor, "blocks tokens 1"]:
+    """Each row times its block's vector; the vector comes first, since a product of one column is six times slower."""
+    return torch.bmm(vector.unsqueeze(1), rows.transpose(1, 2)).transpose(1, 2)
+
+
 def _features(x: Tensor, tokens: int, feature_map: str) -> Tensor:
     """``phi`` of one head, zero for padded tokens so that no sum sees them."""
     features = phi(x, feature_map)
@@ -177,7 +184,7 @@ def linear_forward(
             mask = _marginal(critical, negligible, head, len(h), h.dtype)
             h, z = mask @ h, mask @ z
         torch.bmm(q, h.view(-1, dim, dim), out=o)
-        o.div_(torch.bmm(q, z.unsqueeze(-1)).add_(EPSILON))
+        o.div_(_dots(q, z).add_(EPSILON))
 
 
 def linear_backward(
@@ -208,7 +215,7 @@ def linear_backward(
         else:
             mask = _marginal(critical, negligible, head, len(h), h.dtype)
             h, z = mask @ h, mask @ z
-        normaliser = torch.bmm(q, z.unsqueeze(-1)).add_(EPSILON)
+        normaliser = _dots(q, z).add_(EPSILON)
         d_top = do / normaliser
         d_bottom = -(d_top * o).sum(-1, keepdim=True)
         d_features = torch.baddbmm(d_bottom * z.unsqueeze(1), d_top, h.view(-1, dim, dim).transpose(1, 2))

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from everyformer.ops.sparse_linear_attention import FEATURE_MAPS, sparse_linear_attention
+from everyformer.ops.sparse_linear_attention import FEATURE_MAPS, projected
 
 
 class SparseLinearAttention(nn.Module):
@@ -82,19 +82,18 @@ class SparseLinearAttention(nn.Module):
             raise ValueError(f"query must have head_dim {self.head_dim}, got {query.shape[-1]}")
         if not torch.compiler.is_compiling():
             self._check_finite(query=query, key=key, value=value)
-        sparse, linear = sparse_linear_attention(
+        return projected(
             query,
             key,
             value,
+            self.proj.weight,
+            self.proj.bias,
             critical=self.critical,
             negligible=self.negligible,
             block=self.block,
             feature_map=self.feature_map,
             linear_over=self.linear_over,
         )
-        # One product that adds to the sparse branch, instead of a projection and a sum.
-        out = torch.addmm(sparse.flatten(0, 2), linear.flatten(0, 2), self.proj.weight.t())
-        return out.add_(self.proj.bias).view_as(query)
 
     def extra_repr(self) -> str:
         """The settings, as printing the module shows them."""
