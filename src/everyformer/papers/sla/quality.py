@@ -38,7 +38,8 @@ class Size:
 
 SIZES = {
     "smoke": Size("mnist_500", dim=16, depth=1, heads=1, batch=4, pretrain=20, finetune=6),
-    "cpu": Size("mnist_test", dim=64, depth=3, heads=2, batch=8, pretrain=300, finetune=80),
+    # The longest pretraining that leaves room for three seeds in ten minutes, and the width that goes with it.
+    "cpu": Size("mnist_test", dim=32, depth=2, heads=1, batch=8, pretrain=900, finetune=300),
     "paper": Size("mnist_train", dim=384, depth=12, heads=6, batch=256, pretrain=50_000, finetune=2_000),
 }
 
@@ -95,14 +96,14 @@ def batches(images: Tensor, labels: Tensor, size: int, seed: int) -> Iterator[Ba
 
 
 def train(
-    job: Job, model: DiT, images: Tensor, labels: Tensor, *, name: str, steps: int, batch: int, first: int
+    job: Job, model: DiT, images: Tensor, labels: Tensor, *, name: str, steps: int, rate: float, batch: int, first: int
 ) -> History:
-    """Train by the one recipe that pretraining and every variant share."""
+    """Train by the one recipe that pretraining and every variant share, the learning rate falling from ``rate``."""
     return fit(
         model,
         loss,
         lambda epoch: batches(images, labels, batch, 10_000 * job.seed + first + epoch),
-        optimizer=lambda parameters: torch.optim.Adam([p for p in parameters if p.requires_grad], 1e-3),
+        optimizer=lambda parameters: torch.optim.Adam([p for p in parameters if p.requires_grad], rate),
         # Falling to zero: otherwise the noise of the last steps is larger than what separates the variants.
         scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - min(step / steps, 1)),
         schedule_every="step",
@@ -141,13 +142,15 @@ def run(job: Job) -> Measurement:
 
     torch.manual_seed(job.seed)
     model = DiT(image_size=32, patch=1, channels=1, dim=size.dim, depth=size.depth, heads=size.heads, classes=10)
-    before = train(job, model, images, labels, name="pretraining", steps=size.pretrain, batch=size.batch, first=0)
+    before = train(
+        job, model, images, labels, name="pretraining", steps=size.pretrain, rate=3e-3, batch=size.batch, first=0
+    )
     untuned = {name: held_out(with_attention(model, name), unseen, job.device) for name in VARIANTS}
     tuned, models, curves = {}, {}, {}
     for name in VARIANTS:
         models[name] = with_attention(model, name)
         history = train(
-            job, models[name], images, labels, name=name, steps=size.finetune, batch=size.batch, first=5_000
+            job, models[name], images, labels, name=name, steps=size.finetune, rate=1e-3, batch=size.batch, first=5_000
         )
         curves[name] = history.train
         tuned[name] = held_out(models[name], unseen, job.device)
