@@ -30,7 +30,7 @@ errors = Console(stderr=True)
 # Which extra brings a module that a paper's room may need.
 EXTRAS = {
     "transformers": "language", "tokenizers": "language", "peft": "language", "diffusers": "diffusion",
-    "timm": "vision", "torchvision": "vision", "pandas": "series",
+    "timm": "vision", "torchvision": "vision", "pandas": "series", "torch_geometric": "graph",
 }  # fmt: skip
 
 Out = Annotated[Path, typer.Option(help="Folder for results.", file_okay=False)]

@@ -54,7 +54,16 @@ def _cpu_model() -> str:
 def versions() -> dict[str, str]:
     """Versions of Python, everyformer and the libraries that results depend on, those that are installed."""
     found = {"python": platform.python_version()}
-    for name in ("everyformer", "torch", "lightning", "triton", "transformers", "diffusers", "numpy"):
+    for name in (
+        "everyformer",
+        "torch",
+        "lightning",
+        "triton",
+        "transformers",
+        "diffusers",
+        "torch_geometric",
+        "numpy",
+    ):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

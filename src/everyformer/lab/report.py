@@ -99,7 +99,8 @@ def _summary(axis: Axes, result: Result, claim: Claim, ink: str) -> None:
                       label="paper, in its own setting" if place == 0 else None)  # fmt: skip
     if result.threshold.kind == "bound":
         axis.axhline(result.threshold.size, color=_COLOURS[1], linewidth=1.2, linestyle=":", label="declared bound")
-    axis.set_xticks([0, 1], [claim.method or "method", claim.baseline or "baseline"])
+    names = (claim.method or "method", claim.baseline or "baseline")
+    axis.set_xticks([0, 1], [textwrap.fill(name, 24) for name in names])
     axis.set_xlim(-0.6, 1.6)
     metric = f"{result.metric} ({result.unit})" if result.unit else result.metric
     axis.set_ylabel(textwrap.fill(metric, 36))

@@ -83,7 +83,7 @@ def _speed(job: Job, work: Callable[[Callable[..., Tensor], list[Tensor]], Calla
                for name in memory for tokens, value in zip(lengths, memory[name], strict=True)}  # fmt: skip
     panels = (
         Panel("Time", "tokens", "seconds", {n: (xs, s) for n, s in seconds.items()}, log_x=True, log_y=True),
-        Panel("Peak extra memory", "tokens", "MiB", {n: (xs, m) for n, m in memory.items()}, log_x=True),
+        Panel("Peak extra memory", "tokens", "MiB", {n: (xs, m) for n, m in memory.items()}, log_x=True, log_y=True),
         Panel(
             f"Time against critical blocks, {at} tokens",
             "fraction of blocks that are critical",
