@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from everyformer.catalog import Job, Measurement, Panel, Plan
+from everyformer.papers.mesa.conditions import moments
 from everyformer.papers.mesa.data import ar_sequences
 from everyformer.papers.mesa.model import recovery_ratios
-from everyformer.papers.mesa.moments import moments
 from everyformer.papers.mesa.theory import limit_product, limit_weights, mean_reciprocal
 from everyformer.papers.mesa.training import LossForm, Path, off_diagonal_norm, train
 

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from everyformer.papers.mesa.conditions import Moments
 from everyformer.papers.mesa.model import check_start
-from everyformer.papers.mesa.moments import Moments
 
 
 def mean_reciprocal(length: int) -> float:

@@ -25,13 +25,6 @@ class ExactMoment:
     dim: int
     function: Callable[[Exponents], float]
 
-    def __call__(self, **powers: int) -> float:
-        """The moment of a few coordinates by number: ``moment(x0=2, x3=4)``."""
-        exponents = [0] * self.dim
-        for name, power in powers.items():
-            exponents[int(name.removeprefix("x"))] = power
-        return float(self.function(exponents))
-
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
@@ -93,10 +86,8 @@ class _Finding:
 
     @property
     def score(self) -> float:
-        """Standard errors away from zero; infinite where nothing but a violation can explain the value."""
-        if abs(self.value) <= self.rounding:
-            return 0.0
-        return abs(self.value) / self.error if self.error > 0 else math.inf
+        """Standard errors away from zero, or sizes of a rounding error where there is no other."""
+        return 0.0 if abs(self.value) <= self.rounding else abs(self.value) / max(self.error, self.rounding)
 
 
 def exact_moment(law: str, dim: int, scale: float = 1.0) -> ExactMoment:
@@ -231,17 +222,11 @@ def _exact_constants(moment: ExactMoment) -> list[tuple[float, float, float, flo
     """(E x_j^2, k1, k2, k3) of every coordinate j."""
     dim = moment.dim
 
-    def of(**powers: int) -> float:
-        return moment(**powers)
+    def of(powers: dict[int, int]) -> float:
+        return float(moment.function(_exponents(dim, powers)))
 
     return [
-        (
-            of(**{f"x{j}": 2}),
-            of(**{f"x{j}": 4}),
-            of(**{f"x{j}": 6}),
-            sum(of(**{f"x{j}": 2, f"x{r}": 4}) for r in range(dim) if r != j),
-        )
-        for j in range(dim)
+        (of({j: 2}), of({j: 4}), of({j: 6}), sum(of({j: 2, r: 4}) for r in range(dim) if r != j)) for j in range(dim)
     ]
 
 
@@ -251,7 +236,7 @@ def _sample_constants(x: Float[Tensor, "samples dim"]) -> tuple[Tensor, Tensor, 
     return x**2, x**4, x**6, x**2 * others
 
 
-def _mixed(dim: int) -> Iterator[dict[int, int]]:
+def _mixed_powers(dim: int) -> Iterator[dict[int, int]]:
     """Powers by coordinate: two to four coordinates, degree four or six, one of them to the power one."""
     for count in range(2, min(4, dim) + 1):
         for degree in (4, 6):
@@ -268,7 +253,7 @@ def _name(powers: dict[int, int]) -> str:
 def _exact_findings(moment: ExactMoment) -> Iterator[_Finding]:
     constants = _exact_constants(moment)
     size = max(k2 for _, _, k2, _ in constants) ** (1 / 6)
-    for powers in _mixed(moment.dim):
+    for powers in _mixed_powers(moment.dim):
         value = float(moment.function(_exponents(moment.dim, powers)))
         yield _Finding(_name(powers), value, 0.0, 1e-12 * size ** sum(powers.values()))
     for name, index in (("k1", 1), ("k2", 2), ("k3", 3)):
@@ -280,7 +265,7 @@ def _exact_findings(moment: ExactMoment) -> Iterator[_Finding]:
 
 def _sample_findings(x: Float[Tensor, "samples dim"]) -> Iterator[_Finding]:
     powers_of = [x**power for power in range(6)]
-    for powers in _mixed(x.shape[1]):
+    for powers in _mixed_powers(x.shape[1]):
         products = torch.stack([powers_of[power][:, j] for j, power in powers.items()]).prod(dim=0)
         yield _Finding(_name(powers), *_mean(products))
     for name, values in zip(("k1", "k2", "k3"), _sample_constants(x)[1:], strict=True):
