@@ -8,7 +8,7 @@ from everyformer.papers.mesa.model import forecast, loss, recovery_ratios
 
 SHAPES = {
     "dim": st.integers(1, 6),
-    "length": st.integers(3, 30),
+    "length": st.integers(3, 50),
     "batch": st.integers(1, 4),
     "seed": st.integers(0, 99),
 }

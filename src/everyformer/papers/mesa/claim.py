@@ -126,8 +126,9 @@ def conservation(job: Job) -> Measurement:
     axis = torch.linspace(theory / 2, 2, 60)
     panels = (
         Panel(
-            "Change of a² - b² from (0.5, 1.5)", "step of the flow", "over largest a² + b²",
-            {LAWS[law]: (steps, _list(drift[1:, index, 1].clamp_min(1e-9))) for index, law in enumerate(laws)},
+            "Largest change of a² - b² so far, from (0.5, 1.5)", "step of the flow", "over largest a² + b²",
+            {LAWS[law]: (steps, _list(drift[1:, index, 1].clamp_min(1e-9).cummax(dim=0).values))
+             for index, law in enumerate(laws)},
             log_y=True,
         ),
         Panel(
@@ -162,7 +163,7 @@ def recovery(job: Job) -> Measurement:
         }
     names = list(last)
     places = [float(place) for place in range(len(names))]
-    lengths = [float(2**power) for power in range(3, 15)]
+    lengths = [float(2**power) for power in range(5, 16)]
     gaussian = curves["gaussian"]
     panels = (
         Panel(

@@ -7,6 +7,7 @@ y_t = W_PV E_t E_t^H W_KQ e_t / (t - 1), from t = 2 on.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
@@ -19,9 +20,21 @@ def tokens(x: Complex[Tensor, "batch time dim"]) -> Complex[Tensor, "batch time 
     return torch.cat([x, before], dim=-1)
 
 
-def prefix_sums(e: Complex[Tensor, "batch time n"]) -> Complex[Tensor, "batch time n n"]:
-    """E_t E_t^H for every t, each from the one before: O(time n^2) in time and memory."""
-    return (e.unsqueeze(-1) * e.conj().unsqueeze(-2)).cumsum(dim=1)
+def linear_attention(
+    query: Complex[Tensor, "batch time n"],
+    key: Complex[Tensor, "batch time n"],
+    value: Complex[Tensor, "batch time dim"],
+    chunk: int = 20,
+) -> Complex[Tensor, "batch time dim"]:
+    """sum over s <= t of value_s (key_s^H query_t), in O(time): prefix sums over chunks, a masked product inside each."""
+    time = query.shape[1]
+    fill = (0, 0, 0, -time % chunk)
+    query, key, value = (F.pad(part, fill).unflatten(1, (-1, chunk)) for part in (query, key.conj(), value))
+    mask = torch.ones(chunk, chunk, dtype=query.real.dtype, device=query.device).tril()
+    inside = ((query @ key.mT) * mask) @ value
+    sums = (key.mT @ value).cumsum(dim=1)  # up to the end of each chunk
+    before = F.pad(sums[:, :-1], (0, 0, 0, 0, 1, 0))
+    return (inside + query @ before).flatten(1, 2)[:, :time]
 
 
 class CausalLinearAttention(nn.Module):
@@ -70,9 +83,9 @@ class CausalLinearAttention(nn.Module):
             ValueError: another shape, a series that is not complex, or fewer than two tokens.
         """
         e = tokens(_checked(x, self.dim))
-        read = (prefix_sums(e)[:, 1:] @ (e[:, 1:] @ self.w_kq.mT).unsqueeze(-1)).squeeze(-1)
-        pairs = torch.arange(1, x.shape[1], device=x.device).unsqueeze(-1)  # (x_i, x_{i+1}) in the context
-        return read @ self.w_pv.mT / pairs
+        read = linear_attention(e @ self.w_kq.mT, e, e @ self.w_pv.mT)[:, 1:]
+        pairs = torch.arange(1, x.shape[1], device=x.device, dtype=x.real.dtype)  # (x_i, x_{i+1}) in the context
+        return read * pairs.reciprocal().unsqueeze(-1)
 
     def forecast(self, x: Complex[Tensor, "batch time dim"]) -> Complex[Tensor, "batch dim"]:
         """The forecast of the one token after ``x``: ``forward(x)[:, -1]`` without the others."""

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from everyformer.papers.mesa.model import CausalLinearAttention, diagonals, prefix_sums, tokens
+from everyformer.papers.mesa.model import CausalLinearAttention, diagonals, tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class LossForm:
     power: Float[Tensor, "*laws"]
 
     @classmethod
-    def of(cls, x: Complex[Tensor, "batch time dim"], chunk: int = 20) -> LossForm:
+    def of(cls, x: Complex[Tensor, "batch time dim"], chunk: int = 10) -> LossForm:
         """The form of one sample, ``chunk`` sequences at a time.
 
         E_t E_t^H and e_t e_t^H are Hermitian, and Re + Im of a Hermitian matrix holds all of it: sums of real
@@ -50,7 +50,7 @@ class LossForm:
         for part in x.split(chunk):
             e = tokens(part)
             pairs = torch.arange(1, x.shape[1] - 1, device=x.device).view(-1, 1, 1)
-            sums = prefix_sums(e[:, :-1])[:, 1:] / pairs
+            sums = (e[:, :-1].unsqueeze(-1) * e[:, :-1].conj().unsqueeze(-2)).cumsum(dim=1)[:, 1:] / pairs
             asked, target = e[:, 1:-1].flatten(0, 1), part[:, 2:].flatten(0, 1)
             triple += _pairs(_real(sums.flatten(0, 1)).flatten(1).T.contiguous()) @ _real(
                 asked.unsqueeze(-1) * asked.conj().unsqueeze(-2)
