@@ -14,7 +14,7 @@ from torch import Tensor
 from everyformer.catalog import Job, Measurement, Panel, Plan
 from everyformer.papers.mesa.conditions import moments
 from everyformer.papers.mesa.data import ar_sequences
-from everyformer.papers.mesa.model import recovery_ratios
+from everyformer.papers.mesa.model import forecast, least_squares, recovery_ratios
 from everyformer.papers.mesa.theory import limit_product, limit_weights, mean_reciprocal
 from everyformer.papers.mesa.training import LossForm, Path, off_diagonal_norm, train
 
@@ -126,7 +126,7 @@ def conservation(job: Job) -> Measurement:
     axis = torch.linspace(theory / 2, 2, 60)
     panels = (
         Panel(
-            "Largest change of a² - b² so far, from (0.5, 1.5)", "step of the flow", "over largest a² + b²",
+            "Change of a² - b² so far, from (0.5, 1.5)", "step of the flow", "over largest a² + b²",
             {LAWS[law]: (steps, _list(drift[1:, index, 1].clamp_min(1e-9).cummax(dim=0).values))
              for index, law in enumerate(laws)},
             log_y=True,
@@ -160,6 +160,16 @@ def recovery(job: Job) -> Measurement:
             f"{law}: ratio": last[law],
             f"{law}: ratio expected at this length": _ratio(law, size.dim, size.length),
             f"{law}: ratio expected as the length grows": _ratio(law, size.dim, None),
+        }
+        x = ar_sequences(law, size.dim, size.length, size.starts, 2_000_000 + job.seed).to(job.device)
+        context, truth = x[:, :-1], x[:, -1]
+        learner = forecast(context, done.path.w_kq[-1, index], done.path.w_pv[-1, index])
+        # Of the truth's power; a forecast of zero misses all of it, 1.
+        extras |= {
+            f"{law}: power missed by the learner": _missed(learner, truth),
+            f"{law}: power missed by least squares, which knows that W is diagonal": _missed(
+                least_squares(context), truth
+            ),
         }
     names = list(last)
     places = [float(place) for place in range(len(names))]
@@ -228,6 +238,11 @@ def plan() -> Plan:
 def _distance(reached: Tensor, theory: float) -> float:
     """The largest relative distance of the starts."""
     return float((reached / theory - 1).abs().max())
+
+
+def _missed(forecasts: Tensor, truth: Tensor) -> float:
+    """Squared error over the truth's power, mean of the models."""
+    return float((forecasts - truth).abs().square().sum((-2, -1)).mean() / truth.abs().square().sum())
 
 
 def _ratio(law: str, dim: int, length: int | None) -> float:
