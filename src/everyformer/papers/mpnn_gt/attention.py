@@ -44,10 +44,7 @@ class RandomFeatures(nn.Module):
         if min(head_dim, features) < 1:
             raise ValueError(f"head_dim and features must be at least 1, got {head_dim} and {features}")
         generator = torch.Generator().manual_seed(seed)
-        blocks = [
-            torch.linalg.qr(torch.randn(head_dim, head_dim, generator=generator))[0].T
-            for _ in range(math.ceil(features / head_dim))
-        ]
+        blocks = [_random_rotation(head_dim, generator) for _ in range(math.ceil(features / head_dim))]
         lengths = torch.randn(features, head_dim, generator=generator).norm(dim=1, keepdim=True)
         self.register_buffer("rows", torch.cat(blocks)[:features] * lengths)
 
@@ -62,6 +59,12 @@ class RandomFeatures(nn.Module):
         x = x * self.rows.shape[1] ** -0.25
         exponent = x @ self.rows.T - x.square().sum(-1, keepdim=True) / 2
         return exponent.exp() / math.sqrt(self.rows.shape[0])
+
+
+def _random_rotation(dim: int, generator: torch.Generator) -> Tensor:
+    """An orthogonal matrix drawn uniformly: without the signs, QR prefers some directions and the kernel is biased."""
+    q, r = torch.linalg.qr(torch.randn(dim, dim, generator=generator))
+    return q * r.diagonal().sign()
 
 
 def check_heads(dim: int, heads: int) -> int:
@@ -80,7 +83,7 @@ def check_nodes(x: Tensor, dim: int) -> None:
 def check_denominator(denominator: Tensor, features: nn.Module) -> None:
     """Raise ``ValueError`` where a sum of kernel values is not above zero (not looked at in compiled code)."""
     if not torch.compiler.is_compiling() and not (denominator > 0).all():
-        worst = float(denominator.min())
+        worst = float(denominator.detach().min())
         name = type(features).__name__
         raise ValueError(f"features must give a denominator above 0 at every node, {name} gave {worst:.3g}")
 

@@ -78,7 +78,7 @@ def replay(model: Model, inputs: Mapping[str, Tensor], config: Mapping[str, Any]
         return {"y": torch.zeros_like(x).masked_scatter(mask[..., None], model(x[mask], batch=batch))}
     graph = (x, inputs["edge_index"], inputs["edge_attr"], inputs["batch"])
     nodes, edges = model.forward_with_edges(*graph) if isinstance(model, VirtualNodeNetwork) else model(*graph)
-    return {"x": nodes, "edge_attr": edges}
+    return {"x": nodes, "edge_attr": inputs["edge_attr"] if edges is None else edges}
 
 
 def _build(config: Mapping[str, Any]) -> Model:

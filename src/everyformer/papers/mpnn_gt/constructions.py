@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -91,10 +92,10 @@ class _PerformerFeatures(nn.Module):
 
     projection: Tensor
 
-    def __init__(self, attention: nn.Module) -> None:
+    def __init__(self, attention: Any) -> None:
         super().__init__()
         self.register_buffer("projection", attention.projection_matrix)
-        self.kernel = attention.kernel
+        self.kernel: Any = attention.kernel
 
     def forward(self, x: Tensor) -> Tensor:
         return self.kernel(x @ self.projection.T) + 1e-3
@@ -149,7 +150,7 @@ class SoftmaxAttentionAsVN(nn.Module):
     def centres(self) -> Float[Tensor, "n dim"]:
         """The vectors that pick the nodes."""
         dim = self.query.in_features
-        return torch.stack([r.centre for r in self.rounds]) if self.rounds else self.query.weight.new_zeros(0, dim)
+        return torch.stack([p.centre for p in self._picks()]) if self.rounds else self.query.weight.new_zeros(0, dim)
 
     def forward(
         self,
@@ -188,16 +189,16 @@ class SoftmaxAttentionAsVN(nn.Module):
     def error_bound(self, x: Float[Tensor, "n dim"]) -> float:
         """A bound on the Euclidean error of every node of one graph, rounding aside.
 
-        The node picked is off by r <= diameter * (n - 1) * exp(-sharpness * margin). A logit is then off by
-        e <= max|q| |Wk| r / sqrt(head_dim), the attention weights by exp(2 e) - 1 in sum, and the mean of the values by
-        |Wv| r + (exp(2 e) - 1) * (largest distance of a value from their mean). Heads add as squares, the last map
-        multiplies by its norm.
+        The node picked is off by r <= diameter * min(1, (n - 1) exp(-sharpness * margin)). A logit is then off by
+        e <= max|q| |Wk| r / sqrt(head_dim), the attention weights by w <= min(2, exp(2 e) - 1) in sum, and the mean of the
+        values by |Wv| r + w * (largest distance of a value from their mean). Heads add as squares, the last map multiplies
+        by its norm.
         """
         if len(x) < 2:
             return 0.0
         margin = separation(x, self.centres)
-        sharpness = min(float(pick.sharpness) for pick in self.rounds)
-        radius = float(torch.cdist(x, x).max()) * (len(x) - 1) * math.exp(-sharpness * margin)
+        sharpness = min(float(pick.sharpness) for pick in self._picks())
+        radius = float(torch.cdist(x, x).max()) * min(1.0, (len(x) - 1) * math.exp(-sharpness * margin))
         squares = 0.0
         for query, wk, wv in zip(
             self.query(x).chunk(self.heads, 1), self._per_head(self.key), self._per_head(self.value), strict=True
@@ -205,9 +206,12 @@ class SoftmaxAttentionAsVN(nn.Module):
             logit = float(query.norm(dim=1).max() * torch.linalg.matrix_norm(wk, 2)) * radius / math.sqrt(len(wk))
             values = x @ wv.T
             apart = float((values - values.mean(0)).norm(dim=1).max())
-            spread = math.expm1(min(2 * logit, 700.0))
-            squares += (float(torch.linalg.matrix_norm(wv, 2)) * radius + spread * apart) ** 2
+            spread = math.expm1(min(2 * logit, 2.0))
+            squares += (float(torch.linalg.matrix_norm(wv, 2)) * radius + min(spread, 2.0) * apart) ** 2
         return float(torch.linalg.matrix_norm(self.out.weight, 2)) * math.sqrt(squares)
+
+    def _picks(self) -> list[SelectAndSend]:
+        return list(self.rounds)  # type: ignore[arg-type]
 
     def _per_head(self, linear: nn.Linear) -> tuple[Tensor, ...]:
         return linear.weight.chunk(self.heads)
@@ -275,10 +279,10 @@ def separation(
             node = int(picked[times.argmax()])
             both = tuple((order[:, 0] == node).nonzero().flatten().tolist()[:2])
             lost = next(j for j in range(len(centres)) if j not in set(picked.tolist()))
-            worst = float(min(scores[c, lost] - scores[c, node] for c in both))
+            behind = float(min(scores[c, lost] - scores[c, node] for c in both))
             raise ValueError(
                 f"centres must separate the nodes: centres {both} of graph {graph} both pick node {node} and none picks "
-                f"node {lost}, margin {worst:.3g}"
+                f"node {lost}, margin {behind:.3g}"
             )
         smallest = min(smallest, float(margin.min()))
     return smallest
@@ -333,7 +337,7 @@ def deep_sets_as_vn(module: DeepSetsVN) -> DeepSetsAsVN:
     if not isinstance(module, DeepSetsVN):
         raise TypeError(f"module must be a DeepSetsVN, got {type(module).__name__}")
     module = copy.deepcopy(module)
-    layers = [as_virtual_node(linear) for linear in module.linears]
+    layers = [as_virtual_node(linear) for linear in module.linears]  # type: ignore[arg-type]
     after: list[nn.Module] = [nn.Sequential(module.activation, norm) for norm in module.norms]
     return DeepSetsAsVN(layers, after)
 

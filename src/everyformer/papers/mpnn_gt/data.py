@@ -14,6 +14,7 @@ from torch_geometric.datasets import LRGBDataset
 from torch_geometric.transforms import AddLaplacianEigenvectorPE, AddRandomWalkPE
 
 LRGB = ("Peptides-func", "Peptides-struct", "PascalVOC-SP", "COCO-SP", "PCQM-Contact")
+DECAY = 0.98  # of the global mode of the simulated field, per step
 
 
 def encodings(data: Data, walks: int = 16, eigenvectors: int = 0) -> Data:
@@ -96,15 +97,15 @@ def advection_diffusion(
     smooth[0, 0] = 0.0
     local = torch.zeros(runs, side, side)
     mode = torch.randn(runs, 2, generator=generator)
-    angle, decay = 2 * math.pi / 40, 0.98
-    turn = decay * torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    angle = 2 * math.pi / 40
+    turn = DECAY * torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     fields, modes = [], []
     for step in range(spin_up + steps):
         noise = torch.fft.ifft2(torch.fft.fft2(torch.randn(runs, side, side, generator=generator)) * smooth).real
         east, south = local - local.roll(1, 2), local - local.roll(1, 1)
         around = sum(local.roll(shift, axis) for shift in (1, -1) for axis in (1, 2)) - 4 * local
         local = 0.98 * (local - 0.5 * east - 0.25 * south + 0.05 * around) + noise
-        mode = mode @ turn.T + math.sqrt(1 - decay**2) * torch.randn(runs, 2, generator=generator)
+        mode = mode @ turn.T + math.sqrt(1 - DECAY**2) * torch.randn(runs, 2, generator=generator)
         if step >= spin_up:
             fields.append(local)
             modes.append(mode[:, :1])

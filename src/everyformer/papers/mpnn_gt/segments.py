@@ -94,7 +94,7 @@ class Segments:
         place = torch.arange(self.nodes, device=x.device) - starts[self.index] + longest * self.index
         padded = x.new_zeros(self.count * longest, x.shape[1]).index_copy(0, place, x)
         real = torch.arange(longest, device=x.device) < lengths[:, None]
-        return padded.view(self.count, longest, -1), real, place
+        return padded.view(self.count, longest, x.shape[1]), real, place
 
 
 def _checked_count(batch: Int[Tensor, "nodes"], graphs: int | None) -> int:

@@ -110,7 +110,8 @@ class Task:
         attr = self.train.edge_attr
         given: dict[str, Any] = {"inputs": self.train.x.shape[-1], "outputs": self.train.y.shape[-1]}
         given |= {"layers": self.layers, "conv": self.conv, "edge_features": 0 if attr is None else attr.shape[-1]}
-        return Predictor(kind, dim or width_for(self.parameters, lambda d: Predictor(kind, d, **given)), **given)
+        width = dim or width_for(self.parameters, lambda d: Predictor(kind, d, **given), _multiple(kind))
+        return Predictor(kind, width, **given)
 
 
 def count(model: nn.Module) -> int:
@@ -118,11 +119,14 @@ def count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def width_for(parameters: int, build: Callable[[int], nn.Module]) -> int:
-    """The multiple of the heads at which ``build(dim)`` comes nearest to a number of parameters."""
-    widths = range(HEADS, 1024, HEADS)
-    best, distance = HEADS, math.inf
-    for dim in widths:
+def _multiple(kind: str) -> int:
+    return HEADS if kind in (PERFORMER, FULL) else 1
+
+
+def width_for(parameters: int, build: Callable[[int], nn.Module], multiple: int) -> int:
+    """The width, a multiple of ``multiple``, at which ``build(dim)`` comes nearest to a number of parameters."""
+    best, distance = multiple, math.inf
+    for dim in range(multiple, 1024, multiple):
         with torch.device("meta"):
             gap = abs(count(build(dim)) - parameters)
         if gap > distance:
@@ -133,11 +137,10 @@ def width_for(parameters: int, build: Callable[[int], nn.Module]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Test error per label of the better of the rates, its validation loss, its course, and the model's size."""
+    """Test error per label of the better of the rates, its validation loss, and the model's size."""
 
     mse: list[float]
     validation: float
-    curve: list[float]
     parameters: int
 
 
@@ -176,7 +179,7 @@ def search(job: Job, name: str, kind: str, task: Task) -> Score:
             strategy=job.strategy,
             label=label,
         )
-        scores.append(Score(errors(model, task.test, job.device), history.best, history.validation, count(model)))
+        scores.append(Score(errors(model, task.test, job.device), history.best, count(model)))
     return min(scores, key=lambda score: score.validation)
 
 
