@@ -7,7 +7,7 @@ Their keys are ``<name>/multi_head_attention/query/w`` with tied layers (``deq``
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +73,7 @@ def replay(model: InContextTransformer, inputs: Mapping[str, Tensor], config: Ma
     (grad,) = torch.autograd.grad(h[:, -1, -1].sum(), tokens, retain_graph=True)
     outputs |= {"tokens": h, "prediction": model(tokens)[:, 0], "grad_readout": grad}
     if "w_init" in inputs:
-        rate = model.attention[0].out[0, -1, -1].item() * (tokens.shape[1] - 1)
+        rate = model.layer().out[0, -1, -1].item() * (tokens.shape[1] - 1)
         w0 = inputs["w_init"][0].double()
         found = gradient_descent(tokens.detach().double(), rate, model.layers, w0=w0)
         outputs["gd_prediction"] = found[..., 0].float()
@@ -95,7 +95,7 @@ def _build(config: Mapping[str, Any], tied: bool, dim: int) -> InContextTransfor
     if config.get("input_mlp"):
         width = config["embedding_size"]
         embed = TokenMLP(2, width, config.get("widening_factor", 4) * width)
-    first = "first" if config.get("first_layer_sm") else False
+    first: Literal["first", False] = "first" if config.get("first_layer_sm") else False
     return InContextTransformer(
         dim,
         config["num_layers"],
@@ -124,14 +124,15 @@ class _Place(NamedTuple):
 
 
 def _places(model: InContextTransformer, name: str) -> Iterator[_Place]:
-    for index, layer in enumerate(model.attention):
+    for index in range(len(model.attention)):
+        layer = model.layer(index)
         where = f"{name}/multi_head_attention" if model.tied else f"{name}/~trans_block/layer_{index}"
         for part in ("query", "key", "value"):
             ours = getattr(layer, part)  # (heads, dim, head_dim), and with biases one row more
             yield _heads(f"{where}/{part}/w", ours, slice(0, layer.dim))
             if layer.bias:
                 yield _heads(f"{where}/{part}/b", ours, layer.dim)
-        yield _Place(f"{where}/linear/w", lambda p=layer.out: p.flatten(0, 1), lambda t, p=layer.out: p.copy_(t.reshape(p.shape)))  # type: ignore[misc]  # fmt: skip
+        yield _stacked(f"{where}/linear/w", layer.out)
         if layer.out_bias is not None:
             yield _plain(f"{where}/linear/b", layer.out_bias)
     blocks = name if model.tied else f"{name}/~trans_block"
@@ -156,6 +157,11 @@ def _heads(key: str, ours: Tensor, rows: slice | int) -> _Place:
         ours[:, rows] = parts.transpose(0, 1) if isinstance(rows, slice) else parts
 
     return _Place(key, read, write)
+
+
+def _stacked(key: str, ours: Tensor) -> _Place:
+    """Heads one after another in the rows."""
+    return _Place(key, lambda: ours.flatten(0, 1), lambda theirs: ours.copy_(theirs.reshape(ours.shape)))
 
 
 def _plain(key: str, ours: Tensor) -> _Place:

@@ -53,7 +53,7 @@ def normalised(model: InContextTransformer) -> tuple[Float[Tensor, "dim dim"], F
     Raises:
         ValueError: a model that KQ and VP do not describe: several heads, softmax, untied layers, norms, biases, an MLP.
     """
-    layer = model.attention[0]
+    layer = model.layer()
     unfit = {
         "one head": layer.heads != 1,
         "linear attention": layer.softmax,
@@ -88,10 +88,10 @@ def interpolate(
     (kq, vp), (kq_other, vp_other) = normalised(model), normalised(reference)
     mixed = InContextTransformer(
         model.dim, model.layers, outputs=model.outputs, dampening=model.dampening, clip=model.clip, y_only=model.y_only,
-        exclude_query=model.attention[0].exclude_query, window=model.attention[0].window,
+        exclude_query=model.layer().exclude_query, window=model.layer().window,
     ).to(kq)  # fmt: skip
     with torch.no_grad():
-        layer = mixed.attention[0]
+        layer = mixed.layer()
         layer.query[0].copy_(torch.lerp(kq, kq_other, weight))
         layer.value[0].copy_(torch.lerp(vp, vp_other, weight))
         for identity in (layer.key, layer.out):

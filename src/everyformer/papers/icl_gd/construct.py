@@ -51,11 +51,11 @@ def gd_weights(
     model = InContextTransformer(dim_x + dim_y, steps, outputs=dim_y, embed=embed, window=window).to(dtype)
     with torch.no_grad():
         _select_x(model, dim_x)
-        value, out = model.attention[0].value[0], model.attention[0].out[0]
-        value[dim_x:, dim_x:] = -torch.eye(dim_y)
+        value, out = model.layer().value[0], model.layer().out[0]
+        value[dim_x:, dim_x:].fill_diagonal_(-1)
         if w0 is not None:
             value[:dim_x, dim_x:] = w0.mT
-        out[dim_x:, dim_x:] = rate / context * torch.eye(dim_y)
+        out[dim_x:, dim_x:].fill_diagonal_(rate / context)
     return model
 
 
@@ -79,16 +79,16 @@ def gdpp_weights(
     """
     model = gd_weights(dim_x, dim_y, context, rate, steps=steps, embed=embed, dtype=dtype)
     with torch.no_grad():
-        model.attention[0].value[0, :dim_x, :dim_x] = torch.eye(dim_x)
-        model.attention[0].out[0, :dim_x, :dim_x] = -gamma * torch.eye(dim_x)
+        model.layer().value[0, :dim_x, :dim_x].fill_diagonal_(1)
+        model.layer().out[0, :dim_x, :dim_x].fill_diagonal_(-gamma)
     return model
 
 
 def _select_x(model: InContextTransformer, dim_x: int) -> None:
-    for name, weight in model.attention[0].named_parameters():
+    for name, weight in model.layer().named_parameters():
         weight.zero_()
         if name in ("query", "key"):
-            weight[0, :dim_x, :dim_x] = torch.eye(dim_x)
+            weight[0, :dim_x, :dim_x].fill_diagonal_(1)
 
 
 class LearnedGDPlusPlus(nn.Module):

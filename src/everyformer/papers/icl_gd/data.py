@@ -37,7 +37,8 @@ def regression_tokens(
     """
     if x.ndim != 3 or y.shape[:-1] != x.shape[:-1] or query.shape != (x.shape[0], x.shape[2]):
         shapes = f"{tuple(x.shape)}, {tuple(y.shape)} and {tuple(query.shape)}"
-        raise ValueError(f"x, y and query must be (batch, context, dim_x), (batch, context, dim_y), (batch, dim_x), got {shapes}")  # fmt: skip
+        wanted = "(batch, context, dim_x), (batch, context, dim_y) and (batch, dim_x)"
+        raise ValueError(f"x, y and query must be {wanted}, got {shapes}")
     start = query.new_zeros(len(query), y.shape[2]) if w0 is None else -query @ w0.mT
     last = torch.cat([query, start], dim=-1)
     return torch.cat([torch.cat([x, y], dim=-1), last.unsqueeze(1)], dim=1)
@@ -128,7 +129,8 @@ def token_sequence(tokens: Float[Tensor, "batch pairs dim"], outputs: int = 1) -
         ValueError: tokens that are not (batch, tokens, dim), or more outputs than inputs.
     """
     if tokens.ndim != 3 or not 0 < outputs <= tokens.shape[2] - outputs:
-        raise ValueError(f"tokens must be (batch, tokens, dim) with dim at least twice outputs={outputs}, got {tuple(tokens.shape)}")  # fmt: skip
+        given = tuple(tokens.shape)
+        raise ValueError(f"tokens must be (batch, tokens, dim) with dim at least twice outputs={outputs}, got {given}")
     x, y = tokens[..., :-outputs], tokens[..., -outputs:]
     wide = torch.cat([torch.zeros_like(x[..., outputs:]), y], dim=-1)
     return torch.stack([x, wide], dim=2).flatten(1, 2)[:, :-1]

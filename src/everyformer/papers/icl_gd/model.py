@@ -53,6 +53,8 @@ class LinearSelfAttention(nn.Module):
         ValueError: a size that is not above 0, ``key_dim`` not a multiple of ``heads``, or ``window`` with softmax.
     """
 
+    out_bias: nn.Parameter | None
+
     def __init__(
         self,
         dim: int,
@@ -110,18 +112,31 @@ class LinearSelfAttention(nn.Module):
         kq, vp = self.merged()
         # A head is a row of its own: (batch, queries * heads, width).
         rows = (queries @ kq.transpose(0, 1).flatten(1)).reshape(batch, count * self.heads, width)
-        weights = None
-        if need_weights or self.softmax or self.window is not None or context.shape[1] <= width:
-            weights = self._weigh(rows @ context.mT, tokens.shape[1])
-            rows = weights @ context
+        weights, points = None, context.shape[1]
+        if not (need_weights or self.softmax or self.window is not None) and min(count, points) > width:
+            # Long: one state C^T C VP for all queries.
+            out = rows.reshape(batch, count, -1) @ self._stack(context.mT @ self._values(context, vp))
         else:
-            rows = rows @ (context.mT @ context)
-        out = rows.reshape(batch, count, self.heads * width) @ vp.flatten(0, 1)
+            weights = self._weigh(rows @ context.mT, tokens.shape[1])
+            if count < points and torch.is_grad_enabled():
+                # Training on one query: mixtures are fewer than tokens, and cheaper to map; it costs a digit or so.
+                out = (weights @ context).reshape(batch, count, self.heads * width) @ vp.flatten(0, 1)
+            else:
+                out = weights.reshape(batch, count, -1) @ self._stack(self._values(context, vp))
         if self.out_bias is not None:
             out = out + self.out_bias
         if weights is None or not need_weights:
             return out, None
-        return out, weights.reshape(batch, count, self.heads, -1).transpose(1, 2)
+        return out, weights.reshape(batch, count, self.heads, points).transpose(1, 2)
+
+    @staticmethod
+    def _values(context: Tensor, vp: Tensor) -> Tensor:
+        """C VP, heads side by side. Mapped before they are summed, a value keeps the digits of w0 x - y."""
+        return context @ vp.transpose(0, 1).flatten(1)
+
+    def _stack(self, x: Tensor) -> Tensor:
+        """Heads side by side to heads one below another, so that one product sums over them."""
+        return x.unflatten(2, (self.heads, self.dim)).transpose(1, 2).flatten(1, 2)
 
     def _weigh(self, scores: Tensor, tokens: int) -> Tensor:
         if self.softmax:
@@ -144,12 +159,12 @@ def check_tokens(tokens: Tensor, dim: int, least: int = 2) -> None:
 
 def mlp(dim: int, hidden: int, bias: bool, init_scale: float) -> nn.Sequential:
     """Two linear maps with a GELU (in tanh form) between them."""
-    layers = nn.Sequential(nn.Linear(dim, hidden, bias), nn.GELU("tanh"), nn.Linear(hidden, dim, bias))
-    for layer in (layers[0], layers[2]):
-        initialise(layer.weight, layer.in_features, init_scale)
+    up, down = nn.Linear(dim, hidden, bias), nn.Linear(hidden, dim, bias)
+    for linear in (up, down):
+        initialise(linear.weight, linear.in_features, init_scale)
         if bias:
-            nn.init.zeros_(layer.bias)
-    return layers
+            nn.init.zeros_(linear.bias)
+    return nn.Sequential(up, nn.GELU("tanh"), down)
 
 
 class TokenMLP(nn.Module):
@@ -263,6 +278,12 @@ class InContextTransformer(nn.Module):
         self.mlp = _mlp(dim, mlp * dim, bias, scale) if mlp else None
         self.mlp_norm = nn.LayerNorm(dim) if mlp and norm else nn.Identity()
 
+    def layer(self, index: int = 0) -> LinearSelfAttention:
+        """The attention of a layer; tied models have one."""
+        attention = self.attention[0 if self.tied else index]
+        assert isinstance(attention, LinearSelfAttention)
+        return attention
+
     def forward(self, tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch outputs"]:
         """The prediction for the last token; its last layer is computed for that token alone.
 
@@ -296,9 +317,8 @@ class InContextTransformer(nn.Module):
         return torch.cat([tokens, codes.expand(len(tokens), -1, -1)], dim=-1)
 
     def _layer(self, h: Tensor, tokens: Tensor, layer: int, need_weights: bool = False) -> tuple[Tensor, Tensor | None]:
-        index = 0 if self.tied else layer
-        norm = self.norms[index]
-        update, weights = self.attention[index].attend(norm(h), norm(tokens), need_weights)
+        norm = self.norms[0 if self.tied else layer]
+        update, weights = self.layer(layer).attend(norm(h), norm(tokens), need_weights)
         if self.y_only:
             update = F.pad(update[..., -self.outputs :], (self.dim - self.outputs, 0))
         h = self._clipped(h + self.dampening * update)
