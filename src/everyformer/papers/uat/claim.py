@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,16 +22,14 @@ from everyformer.papers.uat.model import UniversalTransformer
 SHAPES = ((2, 1), (1, 2), (3, 1))
 EPS = (0.3, 0.1, 0.03)
 REFUSED = 10.0  # what a refusal counts as, in units of the precision asked for
-PLACES = ("grid", "random", "adversarial")
+PLACES: tuple[Literal["grid", "random", "adversarial"], ...] = ("grid", "random", "adversarial")
 
 
 def _sizes(job: Job) -> tuple[tuple[tuple[int, int], ...], tuple[float, ...]]:
     return (((2, 1),), EPS[:2]) if job.scale == "smoke" else (SHAPES, EPS)
 
 
-def _built(
-    item: Map, shape: tuple[int, int], eps: float, refine: bool = True
-) -> UniversalTransformer | None:
+def _built(item: Map, shape: tuple[int, int], eps: float, refine: bool = True) -> UniversalTransformer | None:
     """The construction for a map of the family, or ``None`` where it is refused."""
     tokens, dim = shape
     try:
@@ -123,7 +122,8 @@ def width(job: Job) -> Measurement:
     shapes, levels = _sizes(job)
     used: dict[tuple[str, tuple[int, int]], list[float]] = {}
     asked: dict[tuple[str, tuple[int, int]], list[float]] = {}
-    extras, panels = {}, []
+    extras: dict[str, float] = {}
+    panels = []
     for shape in shapes:
         for item in family(*shape, job.seed):
             models = [_built(item, shape, eps) for eps in levels]
@@ -147,7 +147,9 @@ def width(job: Job) -> Measurement:
     return Measurement(method, baseline, extras, tuple(panels))
 
 
-def _trained(job: Job, model: UniversalTransformer, item: Map, steps: int, rate: float, name: str) -> UniversalTransformer:
+def _trained(
+    job: Job, model: UniversalTransformer, item: Map, steps: int, rate: float, name: str
+) -> UniversalTransformer:
     """The same layer from random weights: Adam on the mean squared error of new random points."""
     torch.manual_seed(job.seed)
     fresh = untrained(model)
@@ -175,7 +177,8 @@ def trained(job: Job) -> Measurement:
     """Largest error of construction and training at equal width; the best of three learning rates, by that very error."""
     smoke = job.scale == "smoke"
     eps, steps, rates = (0.1, 50, (1e-2,)) if smoke else (0.03, 1500, (1e-2, 3e-3, 1e-3))
-    built, learnt, rms = [], [], {"constructed": [], "trained": []}
+    built, learnt = [], []
+    rms: dict[str, list[float]] = {"constructed": [], "trained": []}
     extras, labels = {}, []
     spent = {"constructed": 0.0, "trained": 0.0}
     for shape in ((2, 1),) if smoke else ((2, 1), (3, 1)):
@@ -202,19 +205,21 @@ def trained(job: Job) -> Measurement:
         extras[f"{name}: root mean square error, mean over maps"] = sum(rms[name]) / len(rms[name])
         extras[f"{name}: seconds in all"] = spent[name]
     places = [float(i) for i in range(len(labels))]
+    ticks = [str(i + 1) for i in range(len(labels))]
+    errors = {"constructed": (places, built), "trained": (places, learnt)}
+    means = {name: (places, values) for name, values in rms.items()}
     panels = (
-        Panel("Largest error at equal width", "map", "largest error",
-              {"constructed": (places, built), "trained": (places, learnt)}, kind="bar", ticks=[str(i + 1) for i in range(len(labels))]),
-        Panel("Root mean square error", "map", "error",
-              {name: (places, values) for name, values in rms.items()}, kind="bar", ticks=[str(i + 1) for i in range(len(labels))]),
-    )  # fmt: skip
+        Panel("Largest error at equal width", "map", "largest error", errors, kind="bar", ticks=ticks),
+        Panel("Root mean square error", "map", "error", means, kind="bar", ticks=ticks),
+    )
     return Measurement(sum(built) / len(built), sum(learnt) / len(learnt), extras, panels)
 
 
 def positions(job: Job) -> Measurement:
     """Error with and without positions over half the asymmetry, on the maps that are not equivariant."""
-    without, with_positions, extras = [], [], {}
-    labels = []
+    without: list[float] = []
+    with_positions: list[float] = []
+    labels, extras = [], {}
     for shape in ((2, 1),) if job.scale == "smoke" else ((2, 1), (3, 1)):
         for item in family(*shape, job.seed):
             gap, pair = asymmetry(item.f, *shape, shape[1])
@@ -226,15 +231,16 @@ def positions(job: Job) -> Measurement:
             seeing = _built(item, shape, 0.1)
             if seeing is None:
                 raise ValueError(f"{item.name} with {shape} was refused at 0.1: there is nothing to compare with")
-            at = [*PLACES, pair]
-            without.append(max(sup_error(blind, item.f, place, seed=job.seed) for place in at) / (gap / 2))
-            with_positions.append(max(sup_error(seeing, item.f, place, seed=job.seed) for place in at) / (gap / 2))
+            for model, found in ((blind, without), (seeing, with_positions)):
+                found.append(max(_measured(model, item, job.seed), sup_error(model, item.f, pair)) / (gap / 2))
             labels.append(f"{item.name}, {shape[0]}")
             extras[f"{item.name}, {shape[0]} tokens: half the asymmetry"] = gap / 2
     places = [float(i) for i in range(len(labels))]
     lines = {"without positions": (places, without), "with positions": (places, with_positions)}
     ticks = [str(i + 1) for i in range(len(labels))]
-    panel = Panel("Error without and with positions", "map", "error over half the asymmetry", lines, kind="bar", ticks=ticks)
+    panel = Panel(
+        "Error without and with positions", "map", "error over half the asymmetry", lines, kind="bar", ticks=ticks
+    )
     return Measurement(min(without), max(with_positions), extras, (panel,))
 
 

@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -17,11 +17,29 @@ from everyformer.papers.uat import ridge
 from everyformer.papers.uat.model import Certificate, Gather, UniversalTransformer
 from everyformer.papers.uat.ridge import Ridge, TooLarge
 
+if TYPE_CHECKING:
+    from everyformer.papers.uat.contrast import HardPartition
+
 Map = Callable[[Tensor], Tensor]
 Bound = float | Tensor
-PIECES = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # even, so that a kink through the middle of the box falls on a knot
-DIRECTIONS = 96
-CELLS = 2**20
+PIECES = (
+    2,
+    4,
+    6,
+    8,
+    12,
+    16,
+    24,
+    32,
+    48,
+    64,
+    128,
+    256,
+    512,
+)  # even, so that a kink through the middle of the box falls on a knot
+DIRECTIONS, COLUMNS = 96, 2048  # of the largest system that is tried
+CELLS = 2**20  # of the covering that certifies
+BLIND = 200  # columns of the system without positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +70,10 @@ class Target:
     def __call__(self, unit: Float[Tensor, "points inputs"]) -> Float[Tensor, "points outputs"]:
         return torch.cat([self._checked(part) for part in unit.split(2**16)])
 
+    def answer(self, outputs: slice, unit: Float[Tensor, "points inputs"]) -> Float[Tensor, "points chosen"]:
+        """Some of the outputs: those of one token."""
+        return self(unit)[:, outputs]
+
     def _checked(self, unit: Tensor) -> Tensor:
         x = self.sequences(unit)
         with torch.no_grad():
@@ -62,7 +84,9 @@ class Target:
             raise ValueError(f"f must map (points, tokens, dim) to (points, tokens, out_dim) = {wanted}, got {got}")
         finite = y.isfinite().flatten(1).all(-1)
         if not finite.all():
-            raise ValueError(f"f must be finite on the domain, got {y[~finite][0].tolist()} at {x[~finite][0].tolist()}")
+            raise ValueError(
+                f"f must be finite on the domain, got {y[~finite][0].tolist()} at {x[~finite][0].tolist()}"
+            )
         return y.double().flatten(1)
 
 
@@ -87,8 +111,10 @@ def scattered(points: int, inputs: int, seed: int = 0) -> Float[Tensor, "points 
 
 
 def lattice(inputs: int, points: int) -> Float[Tensor, "points inputs"]:
-    """A regular grid with the corners, of at most ``points`` points; the corners alone may already be more."""
-    per_axis = max(2, int(points ** (1 / inputs) + 1e-9))
+    """A regular grid with the corners, of at most ``points`` points; corners alone, drawn at random, where it is less."""
+    if 2**inputs > points:
+        return torch.randint(2, (points, inputs), generator=torch.Generator().manual_seed(0)).double()
+    per_axis = int(points ** (1 / inputs) + 1e-9)
     return torch.cartesian_prod(*[torch.linspace(0, 1, per_axis, dtype=torch.float64)] * inputs).reshape(-1, inputs)
 
 
@@ -317,7 +343,14 @@ def _bytes_each(target: Target) -> int:
 
 
 def _closed(
-    target: Target, kind: str | None, quotients: Tensor, eps: float, constant: float, origin: Any, memory: int, asked: float
+    target: Target,
+    kind: str | None,
+    quotients: Tensor,
+    eps: float,
+    constant: float,
+    origin: Any,
+    memory: int,
+    asked: float,
 ) -> tuple[list[Ridge], Certificate]:
     k = ridge.degree(constant, target.sides, eps)
     each = _bytes_each(target)
@@ -332,7 +365,7 @@ def _closed(
     for i in range(count):
         outputs = slice(i * target.out_dim, (i + 1) * target.out_dim)
         net, knots = ridge.closed_form(
-            lambda x, outputs=outputs: target(x)[:, outputs], target.inputs, k, budget, memory / each / count, each
+            partial(target.answer, outputs), target.inputs, k, budget, memory / each / count, each
         )
         net, dropped = net.pruned(0.01 * eps * (1 - ridge.TRUNCATION))
         nets.append(net)
@@ -341,13 +374,19 @@ def _closed(
 
 
 def _solved(
-    target: Target, kind: str | None, quotients: Tensor, eps: float, constant: float, origin: Any, memory: int, asked: float
+    target: Target,
+    kind: str | None,
+    quotients: Tensor,
+    eps: float,
+    constant: float,
+    origin: Any,
+    memory: int,
+    asked: float,
 ) -> tuple[list[Ridge], Certificate]:
     nets, seen, total, proved = [], 0.0, 0.0, True
     for i in range(1 if kind else target.tokens):
         chosen = slice(i * target.out_dim, (i + 1) * target.out_dim)
-        one = dataclasses.replace(target, f=lambda x, i=i: target.f(x)[:, i : i + 1].expand(-1, target.tokens, -1))
-        net, at_points, bound = _narrowest(one, quotients[:, :, chosen], eps, constant, memory)
+        net, at_points, bound = _narrowest(target, chosen, quotients[:, :, chosen], eps, constant, memory)
         nets.append(net)
         seen, total, proved = max(seen, at_points), max(total, bound), proved and math.isfinite(bound)
     if proved:
@@ -358,12 +397,14 @@ def _solved(
 def candidates(still: Float[Tensor, "inputs still"]) -> list[tuple[Tensor, int]]:
     """Directions and pieces to try, narrowest first."""
     pairs = [(directions, pieces) for directions in ridge.shells(still, DIRECTIONS) for pieces in PIECES]
-    pairs = [(directions, pieces) for directions, pieces in pairs if len(directions) or pieces == PIECES[0]]
+    pairs = [
+        pair for pair in pairs if len(pair[0]) * (pair[1] + 1) <= COLUMNS and (len(pair[0]) or pair[1] == PIECES[0])
+    ]
     return sorted(pairs, key=lambda pair: len(pair[0]) * (pair[1] - 1))
 
 
 def _narrowest(
-    target: Target, quotients: Tensor, eps: float, constant: float, memory: int
+    target: Target, outputs: slice, quotients: Tensor, eps: float, constant: float, memory: int
 ) -> tuple[Ridge, float, float]:
     """The first candidate within ``eps``: its largest error at points, and its bound (infinite beyond three inputs)."""
     check = torch.cat([lattice(target.inputs, 40_000), scattered(10_000, target.inputs, seed=2)])
@@ -375,14 +416,14 @@ def _narrowest(
         if needed > memory:
             break
         x = scattered(points, target.inputs)
-        y = target(x)[:, : target.out_dim]
+        y = target.answer(outputs, x)
         net = ridge.solve(x, y, directions, pieces)
         seen = float((net(x) - y).abs().max())
         if seen > 0.95 * eps:
             tried.append((columns, seen))
             continue
         net, _ = net.pruned(0.01 * eps)
-        parts = [Part(net, slice(0, target.out_dim), 0, target.dim)]
+        parts = [Part(net, outputs, 0, target.dim)]
         seen = float(errors(target, parts, check).max())
         tried.append((columns, seen))
         if seen > 0.95 * eps:
@@ -398,19 +439,15 @@ def _narrowest(
             seen = max(seen, climbed(partial(errors, target, parts), check, 128))
             if seen <= 0.95 * eps:
                 return net, seen, bound
-    raise _refusal(tried, eps, memory)
+    raise _refusal(tried, target.inputs, eps, memory)
 
 
-def _refusal(tried: list[tuple[int, float]], eps: float, memory: int) -> TooLarge:
-    """The refusal, with the width at which the error of the best candidates so far would reach ``eps``."""
-    best = [(w, e) for index, (w, e) in enumerate(tried) if all(e < other for _, other in tried[:index])]
-    width = float(tried[-1][0] if tried else 1)
-    if len(best) > 1:
-        (w0, e0), (w1, e1) = best[len(best) // 2 - 1], best[-1]
-        rate = max(0.1, math.log(e0 / e1) / math.log(w1 / w0))
-        width = max(width, w1 * (e1 / eps) ** (1 / rate))
-    return TooLarge(f"eps={eps} needs more memory than {memory:,} bytes or more than {DIRECTIONS} directions",
-                    width, 3 * 8 * width**2)  # fmt: skip
+def _refusal(tried: list[tuple[int, float]], inputs: int, eps: float, memory: int) -> TooLarge:
+    """The refusal, with the width at which the best candidate would reach ``eps`` at the Lipschitz rate eps^-inputs."""
+    width, error = min(tried, key=lambda pair: pair[1]) if tried else (1, eps)
+    needed = max(1, width) * max(1.0, error / eps) ** inputs
+    return TooLarge(f"eps={eps} needs more memory than {memory:,} bytes or more than {COLUMNS:,} columns",
+                    needed, 24 * needed**2)  # fmt: skip
 
 
 def _without_positions(
@@ -426,25 +463,25 @@ def _without_positions(
             f"f is not equivariant: its answers at {x.tolist()} and the permuted {moved.tolist()} differ by {gap:.3g}, "
             f"so that a layer without positions errs by at least {gap / 2:.3g}", stacklevel=3,
         )  # fmt: skip
-    points = torch.cat([scattered(4000, target.inputs), lattice(target.inputs, 4000)])
+    points = torch.cat([scattered(2000, target.inputs), lattice(target.inputs, 2000)])
     y = target(points).reshape(-1, target.out_dim)
     own = points.unflatten(1, (target.tokens, target.dim))
     seen = torch.cat([own, own.mean(1, keepdim=True).expand_as(own)], -1).flatten(0, 1)
+    sizes = [
+        (directions, pieces)
+        for directions, pieces in candidates(torch.zeros(2 * target.dim, 0, dtype=torch.float64))
+        if len(directions) * (pieces + 1) <= BLIND
+        and ridge.solve_bytes(len(seen), len(directions), pieces, target.out_dim) <= memory
+    ]
     best, error = None, math.inf
-    for directions, pieces in candidates(torch.zeros(2 * target.dim, 0, dtype=torch.float64)):
-        if len(directions) * (pieces + 1) > 300:
-            break
-        if ridge.solve_bytes(len(seen), len(directions), pieces, target.out_dim) > memory:
-            break
-        net = ridge.solve(seen, y, directions, pieces)
-        worst = float((net(seen) - y).abs().max())
-        if worst < error:
-            best, error = net, worst
+    for directions, pieces in sizes if equivariant else sizes[-1:]:
+        best = ridge.solve(seen, y, directions, pieces)
+        error = float((best(seen) - y).abs().max())
         if error <= 0.9 * eps:
             break
     if best is None or (equivariant and error > eps):
-        raise TooLarge(f"eps={eps}: a token and the mean of all tokens do not determine this map within 300 columns "
-                       "(use positions)", 300, 8 * 300 * len(seen))  # fmt: skip
+        raise TooLarge(f"eps={eps}: a token and the mean of all tokens do not determine this map within {BLIND} columns "
+                       "(use positions)", BLIND, 8 * BLIND * len(seen))  # fmt: skip
     box = (target.low, target.high)
     model = UniversalTransformer(target.tokens, target.dim, target.out_dim, best.width, "mean", box, dtype)
     model.write_attention()
@@ -483,7 +520,7 @@ def _evaluate(model: torch.nn.Module, x: Float[Tensor, "points tokens dim"]) -> 
 
 
 def sup_error(
-    model: UniversalTransformer,
+    model: UniversalTransformer | HardPartition,
     f: Map,
     points: Literal["grid", "random", "adversarial"] | Float[Tensor, "points tokens dim"] = "adversarial",
     count: int = 10_000,
@@ -494,16 +531,15 @@ def sup_error(
     ``"adversarial"`` climbs from the worst of ``count`` random points along the sign of the error's gradient, taken by
     differences so that ``f`` may be any function.
     """
-    domain = (model.low.double().cpu(), model.high.double().cpu())
-    target = target_of(f, model.tokens, model.dim, model.out_dim, domain)
+    low, high = model.low.double().cpu(), model.high.double().cpu()
+    target = target_of(f, model.tokens, model.dim, model.out_dim, (low, high))
 
     def error(unit: Tensor) -> Tensor:
         answers = _evaluate(model, target.sequences(unit)).flatten(1)
         return (answers - target(unit)).abs().amax(-1)
 
     if isinstance(points, Tensor):
-        side = domain[1] - domain[0]
-        return float(error(((points.double() - domain[0]) / side).flatten(1)).max())
+        return float(error(((points.double() - low) / (high - low)).flatten(1)).max())
     if points == "grid":
         return float(error(lattice(target.inputs, count)).max())
     if points not in ("random", "adversarial"):
@@ -513,7 +549,9 @@ def sup_error(
     return float(error(x).max()) if points == "random" else climbed(error, x, 64)
 
 
-def widths(f: Map, eps_list: Iterable[float], tokens: int, dim: int, out_dim: int, **options: Any) -> dict[float, tuple[int, float]]:
+def widths(
+    f: Map, eps_list: Iterable[float], tokens: int, dim: int, out_dim: int, **options: Any
+) -> dict[float, tuple[int, float]]:
     """For each eps the width used and the width that the bound asks for; ``options`` are those of :func:`construct`."""
     built = {eps: construct(f, tokens, dim, out_dim, eps, **options) for eps in eps_list}
     return {eps: (model.width, model.asked_width) for eps, model in built.items()}

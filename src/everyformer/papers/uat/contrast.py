@@ -17,7 +17,12 @@ class HardPartition(nn.Module):
     Logits are -sharpness |x - c|² on the unit cube, up to a term that all cells share. ``width`` is the number of cells.
     """
 
-    def __init__(self, tokens: int, dim: int, out_dim: int, keys: Tensor, values: Tensor, low: Tensor, high: Tensor) -> None:
+    low: Tensor
+    high: Tensor
+
+    def __init__(
+        self, tokens: int, dim: int, out_dim: int, keys: Tensor, values: Tensor, low: Tensor, high: Tensor
+    ) -> None:
         super().__init__()
         self.tokens, self.dim, self.out_dim, self.width = tokens, dim, out_dim, len(keys)
         self.keys, self.values = nn.Parameter(keys), nn.Parameter(values)

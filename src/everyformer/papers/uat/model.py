@@ -52,6 +52,8 @@ class UniversalTransformer(nn.Module):
 
     certificate: Certificate
     asked_width: float
+    low: Tensor
+    high: Tensor
 
     def __init__(
         self,
@@ -128,6 +130,7 @@ class UniversalTransformer(nn.Module):
         A gated neuron carries -B where the position is another one, with B above anything it can reach on the box.
         """
         first, last = self.feed_forward[0], self.feed_forward[2]
+        assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
         for parameter in self.feed_forward.parameters():
             parameter.zero_()
         low, side = self.low.double().flatten(), (self.high - self.low).double().flatten()
@@ -139,7 +142,9 @@ class UniversalTransformer(nn.Module):
             rows = slice(start, start + net.width)
             start += net.width
             size = len(side)
-            weight = torch.cat([net.weight, torch.eye(size, dtype=torch.float64), torch.zeros(1, size, dtype=torch.float64)])
+            weight = torch.cat(
+                [net.weight, torch.eye(size, dtype=torch.float64), torch.zeros(1, size, dtype=torch.float64)]
+            )
             bias = torch.cat([-net.offset, torch.zeros(size, dtype=torch.float64), torch.ones(1, dtype=torch.float64)])
             gate = float((weight.clamp(min=0).sum(-1) + bias).max()) + 1.0 if len(nets) > 1 else 0.0
             weight = weight / side

@@ -23,7 +23,7 @@ class TooLarge(ValueError):
     """A construction that was refused before it was allocated; ``width`` and ``bytes`` are what it would have needed."""
 
     def __init__(self, message: str, width: float, bytes: float) -> None:
-        super().__init__(f"{message}: about {width:,.0f} hidden neurons and {bytes / 2**20:,.0f} MiB")
+        super().__init__(f"{message}: about {width:.3g} hidden neurons and {bytes:.3g} bytes")
         self.width, self.bytes = width, bytes
 
 
@@ -69,7 +69,9 @@ def interval(directions: Float[Tensor, "directions inputs"]) -> tuple[Tensor, Te
     return directions.clamp(max=0).sum(-1), directions.clamp(min=0).sum(-1)
 
 
-def from_profiles(directions: Float[Tensor, "directions inputs"], values: Float[Tensor, "directions knots outputs"]) -> Ridge:
+def from_profiles(
+    directions: Float[Tensor, "directions inputs"], values: Float[Tensor, "directions knots outputs"]
+) -> Ridge:
     """The network that interpolates ``values`` linearly at equally spaced knots of each direction's interval."""
     low, high = interval(directions)
     pieces = values.shape[1] - 1
@@ -208,28 +210,31 @@ def active(slopes: Float[Tensor, "points inputs outputs"]) -> Float[Tensor, "inp
 
 
 def shells(still: Float[Tensor, "inputs still"], most: int) -> list[Float[Tensor, "directions inputs"]]:
-    """Growing sets of at most ``most`` directions: integer vectors by length, primitive, up to sign, orthogonal to ``still``.
+    """Growing sets of at most ``most`` directions: primitive integer vectors up to sign, by length, orthogonal to ``still``.
 
     Starts with the empty set, which leaves the affine part.
     """
     inputs, rank = len(still), len(still) - still.shape[1]
+    moving = (1 - still.square().sum(-1) > 1e-6).nonzero().squeeze(-1)  # coordinates that matter at all
     found = [torch.zeros(0, inputs, dtype=torch.float64)]
     reach = 1
-    while rank and len(found[-1]) < most and (2 * reach + 1) ** inputs <= 2**18:
-        w = torch.cartesian_prod(*[torch.arange(-reach, reach + 1)] * inputs).reshape(-1, inputs)
+    while rank and len(found[-1]) < most and (2 * reach + 1) ** len(moving) <= 2**18:
+        w = torch.cartesian_prod(*[torch.arange(-reach, reach + 1)] * len(moving)).reshape(-1, len(moving))
         w = w[len(w) // 2 + 1 :]
         gcd = w[:, 0]
-        for axis in range(1, inputs):
+        for axis in range(1, len(moving)):
             gcd = torch.gcd(gcd, w[:, axis])
         w = w[(gcd.abs() == 1) & (w.square().sum(-1) < (reach + 1) ** 2)].double()  # beyond, some are missing
-        w = w[(w @ still).abs().amax(-1) < 1e-3] if still.shape[1] else w
+        w = torch.zeros(len(w), inputs, dtype=torch.float64).index_copy_(1, moving, w)
+        w = w[(w @ still).abs().sum(-1) < 1e-3]
         lengths = w.square().sum(-1)
         sets = [w[lengths <= length] for length in lengths.unique().tolist()]
-        found = found[:1] + [chosen for chosen in sets if len(chosen) <= most and torch.linalg.matrix_rank(chosen) == rank]
-        if rank == 1 and len(found) > 1:
+        spanning = [chosen for chosen in sets if len(chosen) <= most and torch.linalg.matrix_rank(chosen) == rank]
+        found = found[:1] + spanning
+        if rank == 1 and spanning:
             break
         reach *= 2
-    if rank and len(found) == 1 and still.shape[1]:  # no integer vector lies there
+    if rank and len(found) == 1 and still.shape[1]:  # no integer vectors span that space
         return shells(still[:, :0], most)
     return found
 
