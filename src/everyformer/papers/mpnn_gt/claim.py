@@ -249,6 +249,7 @@ def linear_time(job: Job) -> Measurement:
     torch.manual_seed(job.seed)
     layers: dict[str, nn.Module] = {
         VIRTUAL: VirtualNode(SAGEConv(dim, dim), dim),
+        PLAIN: SAGEConv(dim, dim),
         PERFORMER: LinearAttention(dim, HEADS, RandomFeatures(dim // HEADS)),
         FULL: FullAttention(dim, HEADS),
     }
@@ -263,11 +264,11 @@ def linear_time(job: Job) -> Measurement:
 
     with _one_thread():
         for side in sides:
-            measure((VIRTUAL, PERFORMER), side * side, data.lattice(side, side)[0])
+            measure((VIRTUAL, PLAIN, PERFORMER), side * side, data.lattice(side, side)[0])
         for nodes in quadratic:
             measure((FULL,), nodes, torch.zeros(2, 0, dtype=torch.long))
     extras = {f"{name}: seconds at {xs[-1]:,.0f} nodes": ys[-1] for name, (xs, ys) in lines.items()}
-    extras["Performer: slope"] = slope(*lines[PERFORMER])
+    extras |= {f"{name}: slope": slope(*lines[name]) for name in (PLAIN, PERFORMER)}
     xs, ys = lines[VIRTUAL]
     extras["virtual node: slope over the last three sizes"] = slope(xs[-3:], ys[-3:])
     panel = Panel("Time of one layer, forward, one thread", "nodes", "seconds", lines, log_x=True, log_y=True)
