@@ -55,7 +55,7 @@ def cases(quick: bool, device: str) -> Iterator[Case]:
             2.0,
             f"{layers} tied layers, width 11, 10 points, batch {len(tokens)}",
         )
-    context = 200 if quick else 2000
+    context = 200 if quick else 1000
     tokens, target = (part.to(device) for part in regression_tasks(8, context=context))
     ours, peer = InContextTransformer(11, 2).to(device), FourProjections(11, 2).to(device)
     yield Case(
@@ -65,7 +65,7 @@ def cases(quick: bool, device: str) -> Iterator[Case]:
         2.0,
         f"two tied layers, width 11, {context} points, batch 8",
     )
-    tokens, target = (part.to(device) for part in regression_tasks(500 if quick else 10_000))
+    tokens, target = (part.to(device) for part in regression_tasks(200 if quick else 2000))
 
     def loop() -> None:
         with torch.no_grad():

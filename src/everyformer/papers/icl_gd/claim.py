@@ -89,7 +89,8 @@ def learn(job: Job, name: str, model: nn.Module, draw: Draw, recipe: Recipe) -> 
     def stretch(epoch: int) -> Iterator[Tasks]:
         file = home / f"before-{epoch}.pt"
         if not file.is_file():  # a resumed run is in the middle of the stretch
-            torch.save(model.state_dict(), file)
+            torch.save(model.state_dict(), file.with_suffix(".part"))
+            file.with_suffix(".part").replace(file)
         generator = torch.Generator().manual_seed(1_000_000 * (job.seed + 1) + epoch)
         return (draw(recipe.batch, generator) for _ in range(length))
 
