@@ -61,11 +61,11 @@ PAPER = Paper(
             paper_value=None,
             paper_baseline=None,
             setting=(
-                "not in the paper; seven maps of 2 and of 3 tokens at the width built for precision .03; Adam gets three "
-                "learning rates and 1,500 steps of 256 new points each, more time than the construction takes"
+                "not in the paper; seven maps of 2 and of 3 tokens at the width built for precision .03; Adam gets two "
+                "learning rates and 1,000 steps of 256 new points each, more time than the construction takes"
             ),
             method="constructed",
-            baseline="trained, best of three learning rates",
+            baseline="trained, best of two learning rates",
             threshold=Threshold("ratio", 1.5),
             run="trained",
             plan="plan",

@@ -174,9 +174,9 @@ def _trained(
 
 
 def trained(job: Job) -> Measurement:
-    """Largest error of construction and training at equal width; the best of three learning rates, by that very error."""
+    """Largest error of construction and training at equal width; the best of two learning rates, by that very error."""
     smoke = job.scale == "smoke"
-    eps, steps, rates = (0.1, 50, (1e-2,)) if smoke else (0.03, 1500, (1e-2, 3e-3, 1e-3))
+    eps, steps, rates = (0.1, 50, (1e-2,)) if smoke else (0.03, 1000, (1e-2, 3e-3))
     built, learnt = [], []
     rms: dict[str, list[float]] = {"constructed": [], "trained": []}
     extras, labels = {}, []
