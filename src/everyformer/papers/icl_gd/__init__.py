@@ -13,8 +13,8 @@ PAPER = Paper(
     organisation=None,
     summary=(
         "Shows that a layer of linear self-attention can carry out a step of gradient descent on the examples in its "
-        "context, gives the weights that do it, and finds that trained layers do the same. Everything here runs at the "
-        "paper's own size on a CPU."
+        "context, gives the weights that do it, and finds that trained layers do the same. All but the sine waves runs at "
+        "the paper's own size on a CPU."
     ),
     code="https://github.com/google-research/self-organising-systems",
     licence="Apache-2.0 (code); no weights published",
