@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 TRUNCATION = 0.8  # share of epsilon for the cosine expansion; the rest is for its piecewise linear pieces
-CHUNK = 2**22  # numbers in one intermediate product of points and neurons
+CHUNK = 2**20  # numbers in one intermediate product of points and neurons
 
 
 class TooLarge(ValueError):
@@ -44,7 +44,7 @@ class Ridge:
 
     def __call__(self, x: Float[Tensor, "points inputs"]) -> Float[Tensor, "points outputs"]:
         rows = max(1, CHUNK // max(1, len(self.offset)))
-        kinks = [(part @ self.weight.T - self.offset).relu() @ self.out for part in x.split(rows)]
+        kinks = [torch.addmm(-self.offset, part, self.weight.T).relu_() @ self.out for part in x.split(rows)]
         return torch.cat(kinks) + x @ self.linear + self.constant
 
     def outputs(self, chosen: slice) -> Ridge:
