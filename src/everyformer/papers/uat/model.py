@@ -27,6 +27,7 @@ class Certificate:
     with this Lipschitz constant. ``grid``: ``truncation`` is the largest error at the centres of a covering by cells and
     ``ridge`` what the slopes of map and network can add inside a cell. ``sampled``: ``truncation`` is the largest error
     that was found; evidence, not a bound. ``rounding`` is measured. ``lipschitz`` says whether the constant was given.
+    Where tokens share one network, that the map is symmetric was seen on samples, as an estimated constant is.
     """
 
     truncation: float
