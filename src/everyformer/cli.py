@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -43,6 +44,8 @@ Tag = Annotated[str, typer.Option(help="Only papers with one of these tags, sepa
 
 def main() -> None:
     """Entry point: expected errors become one line and an exit status, Ctrl-C becomes 130."""
+    # Notices of torch to the libraries that call it; the person at the terminal can do nothing about them.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     try:
         code = app(standalone_mode=False)
     except KeyboardInterrupt:

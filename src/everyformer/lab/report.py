@@ -70,8 +70,8 @@ def figure(result: Result, claim: Claim, theme: str = "light") -> Figure:
     style: Any = {
         "axes.edgecolor": grid, "axes.facecolor": ground, "axes.labelcolor": ink, "axes.titlecolor": ink,
         "figure.facecolor": ground, "savefig.facecolor": ground, "grid.color": grid, "text.color": ink,
-        "xtick.color": ink, "ytick.color": ink, "font.size": 9.0, "axes.titlesize": 9.5, "legend.frameon": False,
-        "legend.fontsize": 8.0,
+        "xtick.color": ink, "ytick.color": ink, "font.size": 9.0, "axes.titlesize": 9.5, "legend.fontsize": 8.0,
+        "legend.facecolor": ground, "legend.edgecolor": "none", "legend.framealpha": 0.75,
         "axes.prop_cycle": cycler(color=_COLOURS), "axes.spines.top": False, "axes.spines.right": False,
     }  # fmt: skip
     with rc_context(style):
@@ -138,7 +138,9 @@ def _panel(axis: Axes, panel: Panel, theme: str) -> None:
         axis.set_yscale("log")
     axis.grid(True, linewidth=0.6, axis="y" if panel.kind == "bar" else "both")
     axis.set_axisbelow(True)
-    if len(panel.lines) > 1:
+    if len(panel.lines) > 5:  # more than fit among the lines
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, borderaxespad=1.0)
+    elif len(panel.lines) > 1:
         axis.legend()
 
 
