@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 import types
 from pathlib import Path
@@ -150,3 +151,15 @@ def test_plots_are_the_same_bytes_for_the_same_result(counted, tmp_path):
         report.save_plots(result, claim, tmp_path / folder)
     name = "sla.main.smoke.svg"
     assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_seconds_of_an_attempt_that_was_killed_count_until_it_last_wrote(counted, tmp_path):
+    counted[2].stop_at = 1
+    with pytest.raises(KeyboardInterrupt):
+        run(counted, tmp_path)
+    counted[2].stop_at = None
+    folder = tmp_path / ".runs" / "sla.main.smoke" / "seed-1"
+    (folder / "seconds").write_text("20.0")
+    now = (folder / "work" / "half").stat().st_mtime
+    os.utime(folder / "seconds", (now - 100, now - 100))  # begun 100 s before the last sign of life
+    assert 120 <= run(counted, tmp_path, resume=True).seconds < 125

@@ -95,7 +95,9 @@ def run_claim(
         job.folder.mkdir(exist_ok=True)
         # Seconds of earlier, interrupted attempts count: they are part of what the figure cost.
         spent = folder / "seconds"
-        before = float(spent.read_text(encoding="ascii")) if resume and spent.is_file() else 0.0
+        before = _spent(spent, job.folder) if resume else 0.0
+        if is_main_process():
+            write_atomic(spent, repr(before))
         measure.reset_process_peak()
         began = time.perf_counter()
         try:
@@ -128,6 +130,14 @@ def _kept(file: Path, same: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return record if record["same"] == json.loads(json.dumps(same)) else None
+
+
+def _spent(file: Path, work: Path) -> float:
+    """Seconds noted in ``file``; after a kill, which notes nothing, also those until the attempt last wrote something."""
+    if not file.is_file():
+        return 0.0
+    noted, at = float(file.read_text(encoding="ascii")), file.stat().st_mtime
+    return noted + max([0.0, *(written.stat().st_mtime - at for written in work.rglob("*"))])
 
 
 def _check(measurement: Measurement, label: str) -> None:
