@@ -18,9 +18,10 @@ from everyformer.papers.uat import (
     untrained,
     widths,
 )
-from everyformer.papers.uat.construction import Part, certified, target_of
+from everyformer.papers.uat.error import Part, certified
 from everyformer.papers.uat.maps import hard_row, max_min, mean, products
 from everyformer.papers.uat.ridge import Ridge
+from everyformer.papers.uat.target import target_of
 
 
 def worst(model, f):

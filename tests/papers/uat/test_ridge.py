@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from everyformer.papers.uat import ridge
-from everyformer.papers.uat.construction import lattice, scattered
+from everyformer.papers.uat.target import lattice, scattered
 
 
 @settings(max_examples=30, deadline=None)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from everyformer.lab.bench import Case
 from everyformer.papers.uat import ridge
-from everyformer.papers.uat.construction import construct, scattered
+from everyformer.papers.uat.construction import construct
 from everyformer.papers.uat.maps import hard_row
+from everyformer.papers.uat.target import scattered
 
 
 def cases(quick: bool, device: str) -> Iterator[Case]:

@@ -14,10 +14,12 @@ from torch import Tensor
 from everyformer.catalog import Job, Measurement, Panel, Plan
 from everyformer.lab.train import fit
 from everyformer.papers.uat import ridge
-from everyformer.papers.uat.construction import asymmetry, construct, sup_error
+from everyformer.papers.uat.construction import construct
 from everyformer.papers.uat.contrast import hard_partition, untrained
+from everyformer.papers.uat.error import sup_error
 from everyformer.papers.uat.maps import Map, family
 from everyformer.papers.uat.model import UniversalTransformer
+from everyformer.papers.uat.target import asymmetry
 
 SHAPES = ((2, 1), (1, 2), (3, 1))
 EPS = (0.3, 0.1, 0.03)

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from everyformer.papers.uat.construction import Bound, Map, target_of
 from everyformer.papers.uat.model import UniversalTransformer
 from everyformer.papers.uat.ridge import TooLarge
+from everyformer.papers.uat.target import Bound, Map, target_of
 
 
 class HardPartition(nn.Module):
