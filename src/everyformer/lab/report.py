@@ -100,7 +100,7 @@ def _summary(axis: Axes, result: Result, claim: Claim, ink: str) -> None:
     if result.threshold.kind == "bound":
         axis.axhline(result.threshold.size, color=_COLOURS[1], linewidth=1.2, linestyle=":", label="declared bound")
     names = (claim.method or "method", claim.baseline or "baseline")
-    axis.set_xticks([0, 1], [textwrap.fill(name, 24) for name in names])
+    axis.set_xticks([0, 1], [textwrap.fill(name, 24, break_long_words=False) for name in names])
     axis.set_xlim(-0.6, 1.6)
     metric = f"{result.metric} ({result.unit})" if result.unit else result.metric
     axis.set_ylabel(textwrap.fill(metric, 36))
@@ -193,29 +193,30 @@ def html_report(runs: Sequence[tuple[Paper, Claim, Result]], title: str) -> str:
         f'<p class="soft">Measured on {html.escape(device)}. Figures are means over seeds with 95% intervals; '
         "a verdict follows from a threshold that the claim declared before it was run. The paper's figures belong to "
         "the paper's own setting, given below each claim.</p>"
-        '<div class="scroll"><table><thead><tr><th>Claim</th><th>Metric</th><th>Method</th><th>Baseline</th>'
-        "<th>Effect</th><th>Declared</th><th>Paper</th><th>Verdict</th></tr></thead>"
+        '<div class="scroll"><table><thead><tr><th>Claim</th><th>Verdict</th><th>Effect</th><th>Method</th>'
+        "<th>Baseline</th><th>Paper</th></tr></thead>"
         f"<tbody>{rows}</tbody></table></div>{sections}</body></html>\n"
     )
 
 
 def _row(paper: Paper, claim: Claim, result: Result) -> str:
     metric = f"{result.metric} ({result.unit})" if result.unit else result.metric
-    cells = [
-        f'<a href="#{result.stem}">{html.escape(paper.slug)}.{html.escape(claim.name)}</a>',
-        f"{html.escape(metric)}, {result.better} is better",
-        interval(result.method),
-        interval(result.baseline),
-        effect(result),
-        html.escape(wanted(result)),
-        number(result.paper_value)
-        + (f" vs {number(result.paper_baseline)}" if result.paper_baseline is not None else ""),
-        f'<span class="verdict {_VERDICT_CLASS[result.verdict]}">{result.verdict}</span>',
-    ]
+    reported = number(result.paper_value)
+    if result.paper_baseline is not None:
+        reported += f" vs {number(result.paper_baseline)}"
+
+    def figure(value: str, what: str) -> str:
+        value = value.replace(" [", '</span> <span class="figure">[')  # an interval may stand on a line of its own
+        return f'<td><span class="figure">{value}</span><br><span class="soft">{html.escape(what)}</span></td>'
+
     return (
-        "<tr>"
-        + "".join(f"<td{' class=figure' if 2 <= n <= 6 else ''}>{cell}</td>" for n, cell in enumerate(cells))
-        + "</tr>"
+        f'<tr><td><a href="#{result.stem}">{paper.slug}.{claim.name}</a><br>'
+        f'<span class="soft">{html.escape(metric)}, {result.better} is better</span></td>'
+        f'<td><span class="verdict {_VERDICT_CLASS[result.verdict]}">{result.verdict}</span></td>'
+        + figure(effect(result), f"declared {wanted(result)}")
+        + figure(interval(result.method), claim.method)
+        + figure(interval(result.baseline), claim.baseline)
+        + f"<td>{reported}</td></tr>"
     )
 
 
