@@ -27,7 +27,7 @@ def test_the_code_of_a_page_prints_what_the_page_shows(page, tmp_path, monkeypat
         assert out.getvalue().strip() == (cell["printed"] or "").strip(), f"{page.name}:\n{cell['code']}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem)
 def test_what_a_page_links_to_exists(page):
     for target in re.findall(r"\]\((?!http|#)([^)]+)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target

@@ -28,8 +28,3 @@ def test_there_are_three_snippets_in_the_readme():
 def test_the_table_is_what_the_program_writes():
     table = README.partition("<!-- papers -->\n")[2].partition("<!-- /papers -->")[0].strip()
     assert table == tables.markdown_table(catalog.papers(), catalog.recorded(catalog.shipped_results())).strip()
-
-
-def test_what_the_readme_links_to_exists():
-    for target in re.findall(r"\]\((?!http|#)([^)]+)\)", README):
-        assert (ROOT / target).exists(), target

@@ -39,6 +39,19 @@ def interval(spread: Spread) -> str:
     return f"{number(spread.mean)} [{number(spread.low)}, {number(spread.high)}]"
 
 
+def metric(source: Claim | Result) -> str:
+    """The metric with its unit."""
+    return f"{source.metric} ({source.unit})" if source.unit else source.metric
+
+
+def reported(source: Claim | Result) -> str:
+    """The paper's own figure, and its baseline's where there is one."""
+    if source.paper_value is None:
+        return "–"
+    against = f" vs {number(source.paper_baseline)}" if source.paper_baseline is not None else ""
+    return f"{number(source.paper_value)}{against}"
+
+
 def wanted(result: Result) -> str:
     """The declared threshold in words."""
     size = number(result.threshold.size)
@@ -102,8 +115,7 @@ def _summary(axis: Axes, result: Result, claim: Claim, ink: str) -> None:
     names = (claim.method or "method", claim.baseline or "baseline")
     axis.set_xticks([0, 1], [textwrap.fill(name, 24, break_long_words=False) for name in names])
     axis.set_xlim(-0.6, 1.6)
-    metric = f"{result.metric} ({result.unit})" if result.unit else result.metric
-    axis.set_ylabel(textwrap.fill(metric, 36))
+    axis.set_ylabel(textwrap.fill(metric(result), 36))
     axis.set_title(f"{result.paper}.{result.claim}: {result.verdict}")
     if axis.get_legend_handles_labels()[0]:
         axis.legend()
@@ -200,23 +212,18 @@ def html_report(runs: Sequence[tuple[Paper, Claim, Result]], title: str) -> str:
 
 
 def _row(paper: Paper, claim: Claim, result: Result) -> str:
-    metric = f"{result.metric} ({result.unit})" if result.unit else result.metric
-    reported = number(result.paper_value)
-    if result.paper_baseline is not None:
-        reported += f" vs {number(result.paper_baseline)}"
-
     def figure(value: str, what: str) -> str:
         value = value.replace(" [", '</span> <span class="figure">[')  # an interval may stand on a line of its own
         return f'<td><span class="figure">{value}</span><br><span class="soft">{html.escape(what)}</span></td>'
 
     return (
         f'<tr><td><a href="#{result.stem}">{paper.slug}.{claim.name}</a><br>'
-        f'<span class="soft">{html.escape(metric)}, {result.better} is better</span></td>'
+        f'<span class="soft">{html.escape(metric(result))}, {result.better} is better</span></td>'
         f'<td><span class="verdict {_VERDICT_CLASS[result.verdict]}">{result.verdict}</span></td>'
         + figure(effect(result), f"declared {wanted(result)}")
         + figure(interval(result.method), claim.method)
         + figure(interval(result.baseline), claim.baseline)
-        + f"<td>{reported}</td></tr>"
+        + f"<td>{reported(result)}</td></tr>"
     )
 
 

@@ -92,23 +92,15 @@ def claims_table(paper: Paper, results: Mapping[str, Result]) -> Table:
     for claim in paper.claims:
         known = [results[stem] for scale in ("paper", "cpu", "smoke")
                  if (stem := f"{paper.slug}.{claim.name}.{scale}") in results]  # fmt: skip
-        metric = f"{claim.metric} ({claim.unit})" if claim.unit else claim.metric
         table.add_row(
             claim.name,
             claim.statement,
-            metric,
-            _paper_figures(claim),
+            report.metric(claim),
+            report.reported(claim),
             "\n".join(f"{r.scale}: {report.interval(r.method)} vs {report.interval(r.baseline)}" for r in known) or "–",
             Text("\n").join(verdict_text(r.verdict) for r in known) if known else Text("not run", style="dim"),
         )
     return table
-
-
-def _paper_figures(claim: Claim) -> str:
-    if claim.paper_value is None:
-        return "–"
-    against = f" vs {report.number(claim.paper_baseline)}" if claim.paper_baseline is not None else ""
-    return f"{report.number(claim.paper_value)}{against}"
 
 
 def markdown_table(papers: Iterable[Paper], results: Mapping[str, Result]) -> str:
@@ -137,7 +129,7 @@ def markdown_table(papers: Iterable[Paper], results: Mapping[str, Result]) -> st
             if result is not None:
                 figures = f"{report.interval(result.method)}{unit} vs {report.number(result.baseline.mean)}{unit}"
                 verdict = f"{_MARKS[result.verdict][0]} {result.verdict}"
-            reported = _paper_figures(claim) + (unit if claim.paper_value is not None else "")
+            reported = report.reported(claim) + (unit if claim.paper_value is not None else "")
             lines.append(f"| {title} | {tags} | {claim.name}: {claim.metric} | {reported} | {figures} | {verdict} |")
             title = tags = ""
     return "\n".join(lines) + "\n"

@@ -12,9 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from everyformer.papers.mpnn_gt.segments import Segments
-
-Batch = Tensor | Segments | None
+from everyformer.papers.mpnn_gt.segments import Batch, Segments, check_nodes
 
 
 class EluFeatures(nn.Module):
@@ -72,12 +70,6 @@ def check_heads(dim: int, heads: int) -> int:
     if heads < 1 or dim < 1 or dim % heads:
         raise ValueError(f"dim must be a multiple of heads, got dim={dim} and heads={heads}")
     return dim // heads
-
-
-def check_nodes(x: Tensor, dim: int) -> None:
-    """Raise ``ValueError`` unless x is (nodes, dim)."""
-    if x.ndim != 2 or x.shape[1] != dim:
-        raise ValueError(f"x must have shape (nodes, {dim}), got {tuple(x.shape)}")
 
 
 def check_denominator(denominator: Tensor, features: nn.Module) -> None:

@@ -16,9 +16,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch_geometric.nn.attention import PerformerAttention
 
-from everyformer.papers.mpnn_gt.attention import FullAttention, LinearAttention, check_denominator, check_nodes
-from everyformer.papers.mpnn_gt.model import Batch, DeepSetsVN, EquivariantLinear, VirtualNode
-from everyformer.papers.mpnn_gt.segments import Segments
+from everyformer.papers.mpnn_gt.attention import FullAttention, LinearAttention, check_denominator
+from everyformer.papers.mpnn_gt.model import DeepSetsVN, EquivariantLinear, VirtualNode
+from everyformer.papers.mpnn_gt.segments import Batch, Segments, check_nodes
 
 
 class LinearAttentionAsVN(nn.Module):

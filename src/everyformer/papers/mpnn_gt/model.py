@@ -16,16 +16,14 @@ from torch import Tensor, nn
 from torch_geometric.nn import GCNConv, GINEConv, SAGEConv
 from torch_geometric.nn.norm import LayerNorm as GraphLayerNorm
 
-from everyformer.papers.mpnn_gt.segments import REDUCTIONS, Segments
+from everyformer.papers.mpnn_gt.segments import REDUCTIONS, Batch, Segments, check_nodes
 
-Batch = Tensor | Segments | None
 ACTIVATIONS = {"relu": nn.ReLU, "elu": nn.ELU, "none": nn.Identity}
 
 
 def check_graph(x: Tensor, edge_index: Tensor, edge_attr: Tensor | None, dim: int, edge_dim: int | None = None) -> None:
     """Raise ``ValueError`` or ``TypeError`` where a graph does not have the shapes a layer was built for."""
-    if x.ndim != 2 or x.shape[1] != dim:
-        raise ValueError(f"x must have shape (nodes, {dim}), got {tuple(x.shape)}")
+    check_nodes(x, dim)
     if edge_index.dtype is not torch.long:
         raise TypeError(f"edge_index must be int64, got {edge_index.dtype}")
     if edge_index.ndim != 2 or edge_index.shape[0] != 2:

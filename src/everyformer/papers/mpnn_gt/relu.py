@@ -13,10 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from everyformer.papers.mpnn_gt.attention import EluFeatures, LinearAttention, RandomFeatures, check_nodes
+from everyformer.papers.mpnn_gt.attention import EluFeatures, LinearAttention, RandomFeatures
 from everyformer.papers.mpnn_gt.constructions import LinearAttentionAsVN
-from everyformer.papers.mpnn_gt.model import Batch
-from everyformer.papers.mpnn_gt.segments import Segments
+from everyformer.papers.mpnn_gt.segments import Batch, Segments, check_nodes
 
 MOST_KNOTS = 20_000
 

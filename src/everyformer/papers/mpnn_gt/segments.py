@@ -97,6 +97,16 @@ class Segments:
         return padded.view(self.count, longest, x.shape[1]), real, place
 
 
+Batch = Tensor | Segments | None
+"""A batch vector, the segments already read from one, or nothing for a single graph."""
+
+
+def check_nodes(x: Tensor, dim: int) -> None:
+    """Raise ``ValueError`` unless x is (nodes, dim)."""
+    if x.ndim != 2 or x.shape[1] != dim:
+        raise ValueError(f"x must have shape (nodes, {dim}), got {tuple(x.shape)}")
+
+
 def _checked_count(batch: Int[Tensor, "nodes"], graphs: int | None) -> int:
     if len(batch) == 0:
         return graphs or 0

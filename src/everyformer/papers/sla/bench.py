@@ -11,9 +11,10 @@ from torch import Tensor
 
 from everyformer.lab.bench import Case
 from everyformer.ops.sparse_linear_attention.blocks import classify
+from everyformer.papers.sla.claim import HEAD_DIM, HEADS, forward, training
 from everyformer.papers.sla.layer import SparseLinearAttention
 
-HEADS, HEAD_DIM, BLOCK = 8, 64, 64
+BLOCK = 64
 
 
 def cases(quick: bool, device: str) -> Iterator[Case]:
@@ -36,32 +37,11 @@ def cases(quick: bool, device: str) -> Iterator[Case]:
         yield Case(f"forward, {tokens} tokens, {name}", forward(layer, tensors), peers, 8.0, note)
         yield Case(
             f"forward and backward, {tokens} tokens, {name}",
-            backward(layer, tensors),
-            {"scaled_dot_product_attention": backward(F.scaled_dot_product_attention, tensors)},
+            training(layer, tensors),
+            {"scaled_dot_product_attention": training(F.scaled_dot_product_attention, tensors)},
             4.0,
             "95% sparsity, 8 heads of 64",
         )
-
-
-def forward(attention: Callable[..., Tensor], tensors: list[Tensor]) -> Callable[[], None]:
-    """Attention without gradients."""
-
-    def run() -> None:
-        with torch.no_grad():
-            attention(*tensors)
-
-    return run
-
-
-def backward(attention: Callable[..., Tensor], tensors: list[Tensor]) -> Callable[[], None]:
-    """Attention and the gradients of its three inputs."""
-    inputs = [tensor.detach().requires_grad_() for tensor in tensors]
-    weight = torch.ones_like(tensors[0])
-
-    def run() -> None:
-        torch.autograd.grad(attention(*inputs), inputs, weight)
-
-    return run
 
 
 def flex(tensors: list[Tensor], layer: SparseLinearAttention) -> Callable[..., Tensor]:

@@ -25,7 +25,9 @@ def _tensors(job: Job, tokens: int) -> list[Tensor]:
     return [torch.randn(shape, generator=generator).to(job.device) for _ in range(3)]
 
 
-def _forward(attention: Callable[..., Tensor], tensors: list[Tensor]) -> Callable[[], None]:
+def forward(attention: Callable[..., Tensor], tensors: list[Tensor]) -> Callable[[], None]:
+    """Attention without gradients."""
+
     def run() -> None:
         with torch.no_grad():
             attention(*tensors)
@@ -33,7 +35,8 @@ def _forward(attention: Callable[..., Tensor], tensors: list[Tensor]) -> Callabl
     return run
 
 
-def _training(attention: Callable[..., Tensor], tensors: list[Tensor]) -> Callable[[], None]:
+def training(attention: Callable[..., Tensor], tensors: list[Tensor]) -> Callable[[], None]:
+    """Attention and the gradients of its three inputs."""
     inputs = [tensor.detach().requires_grad_() for tensor in tensors]
     weight = torch.ones_like(tensors[0])
 
@@ -45,12 +48,12 @@ def _training(attention: Callable[..., Tensor], tensors: list[Tensor]) -> Callab
 
 def speed(job: Job) -> Measurement:
     """Forward time and memory against tokens and against sparsity."""
-    return _speed(job, _forward)
+    return _speed(job, forward)
 
 
 def speed_training(job: Job) -> Measurement:
     """Forward and backward time and memory against tokens and against sparsity."""
-    return _speed(job, _training)
+    return _speed(job, training)
 
 
 def _speed(job: Job, work: Callable[[Callable[..., Tensor], list[Tensor]], Callable[[], None]]) -> Measurement:
