@@ -1,0 +1,1 @@
+"""The page: a daily feed on which papers run. ``everyformer serve`` starts it."""
