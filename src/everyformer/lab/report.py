@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Colour-blind safe (Okabe and Ito), the same order in both themes so that a line keeps its colour.
 _COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c"]
 _THEMES = {"light": ("#ffffff", "#1f2328", "#d8dee4"), "dark": ("#15181d", "#e6e8eb", "#363c45")}
+PANEL = (4.1, 3.3)  # inches
 _VERDICT_CLASS = {"reproduced": "yes", "direction only": "partly", "not reproduced": "no"}
 
 
@@ -73,6 +74,12 @@ def effect(result: Result) -> str:
     return f"{result.effect.mean:+.4g} {result.unit}".strip()
 
 
+def grid_of(panels: int) -> tuple[int, int]:
+    """Columns and rows of a figure with so many panels."""
+    columns = 2 if panels == 4 else min(3, panels)
+    return columns, -(-panels // columns)
+
+
 def figure(result: Result, claim: Claim, theme: str = "light") -> Figure:
     """Method beside baseline with every seed's value and the paper's figure, then the panels of the first seed."""
     from cycler import cycler
@@ -88,11 +95,9 @@ def figure(result: Result, claim: Claim, theme: str = "light") -> Figure:
         "axes.prop_cycle": cycler(color=_COLOURS), "axes.spines.top": False, "axes.spines.right": False,
     }  # fmt: skip
     with rc_context(style):
-        count = 1 + len(result.series)
-        columns = 2 if count == 4 else min(3, count)
-        rows = -(-count // columns)
-        plot = Figure(figsize=(4.1 * columns, 3.3 * rows), layout="constrained")
-        axes = [plot.add_subplot(rows, columns, index + 1) for index in range(count)]
+        columns, rows = grid_of(1 + len(result.series))
+        plot = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows), layout="constrained")
+        axes = [plot.add_subplot(rows, columns, index + 1) for index in range(1 + len(result.series))]
         _summary(axes[0], result, claim, ink)
         for axis, panel in zip(axes[1:], result.series, strict=True):
             _panel(axis, panel, theme)
@@ -170,7 +175,19 @@ def _image(plot: Figure, kind: str) -> bytes:
     buffer = io.BytesIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "everyformer"}):
         plot.savefig(buffer, format=kind, dpi=130, metadata={"Date": None} if kind == "svg" else None)
-    return buffer.getvalue()
+    return (
+        buffer.getvalue().replace(b"</style>", _dark_rules() + b"</style>", 1) if kind == "svg" else buffer.getvalue()
+    )
+
+
+def _dark_rules() -> bytes:
+    """Rules that turn a light SVG dark where the reader's system is; whoever knows no CSS keeps the light one."""
+    rules = "".join(
+        f'[style*="{what}: {light}"]{{{what}: {dark} !important}}'
+        for light, dark in zip(_THEMES["light"], _THEMES["dark"], strict=True)
+        for what in ("fill", "stroke")
+    )
+    return f"@media (prefers-color-scheme: dark) {{{rules}}}".encode()
 
 
 _STYLE = """

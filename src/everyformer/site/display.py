@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
+from typing import Any
 
-from everyformer.catalog import VERDICTS
+from everyformer.catalog import VERDICTS, Result, Spread
+from everyformer.lab import report
+from everyformer.site.feed import Period
 
 VERDICT_CLASS = {"reproduced": "yes", "direction only": "partly", "not reproduced": "no"}
 
@@ -51,7 +54,84 @@ def verdict_counts(verdicts: Mapping[str, str]) -> list[tuple[str, int]]:
     return [(verdict, found.count(verdict)) for verdict in VERDICTS if verdict in found]
 
 
+def span(period: Period, today: datetime.date) -> str:
+    """A day, a week or a month in words."""
+    if period.view == "day":
+        return f"{period.first:%A}, {day(period.first, today)}"
+    if period.view == "week":
+        last = period.end - datetime.timedelta(days=1)
+        return f"Week {period.first.isocalendar().week}: {day(period.first, today)} to {day(last, today)}"
+    return f"{period.first:%B %Y}"
+
+
+def metric(result: Mapping[str, Any]) -> str:
+    """The metric with its unit, of a card or a result."""
+    return f"{result['metric']} ({result['unit']})" if result["unit"] else str(result["metric"])
+
+
+def reported(result: Mapping[str, Any]) -> str:
+    """The paper's own figure, and its baseline's where there is one."""
+    if result["paper_value"] is None:
+        return "no figure"
+    against = f" vs {report.number(result['paper_baseline'])}" if result["paper_baseline"] is not None else ""
+    return f"{report.number(result['paper_value'])}{against}"
+
+
+def measured(result: Mapping[str, Any], who: str = "method") -> str:
+    """A mean with its interval."""
+    return report.interval(Spread(**result[who]))
+
+
+def effect(result: Mapping[str, Any]) -> str:
+    """The measured effect, and in brackets the one that was declared."""
+    full = Result.from_json(result)
+    return f"{report.effect(full)} ({report.wanted(full)})"
+
+
+def spreads(result: Mapping[str, Any], card: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Every figure of a result by name: method, baseline, and what was measured beside them."""
+    return [
+        (f"{card['method'] or 'method'}: {metric(result)}", result["method"]),
+        (f"{card['baseline'] or 'baseline'}: {metric(result)}", result["baseline"]),
+        *result.get("extras", {}).items(),
+    ]
+
+
+def described(result: Mapping[str, Any]) -> str:
+    """What a plot shows, for who cannot see it: the bars, then where each line begins and ends."""
+    said = [
+        f"{metric(result)}: method {measured(result)}, baseline {measured(result, 'baseline')}, "
+        f"the paper {reported(result)}; {result['verdict']}."
+    ]
+    for panel in result.get("series", []):
+        if panel["kind"] == "heat":
+            said.append(f"{panel['title']}: a map of {panel['y_label']} over {panel['x_label']}.")
+            continue
+        lines = [_line(name, *values, panel.get("ticks") or []) for name, values in list(panel["lines"].items())[:6]]
+        said.append(f"{panel['title']}, {panel['y_label']} over {panel['x_label']}: {'; '.join(lines)}.")
+    return " ".join(said)
+
+
+def _line(name: str, xs: list[float], ys: list[float], ticks: list[str]) -> str:
+    if not xs:
+        return f"{name}, empty"
+    where = [
+        ticks[int(x)] if ticks and x == int(x) and 0 <= x < len(ticks) else report.number(x) for x in (xs[0], xs[-1])
+    ]
+    if len(xs) == 1:
+        return f"{name} {report.number(ys[0])} at {where[0]}"
+    return f"{name} from {report.number(ys[0])} at {where[0]} to {report.number(ys[-1])} at {where[1]}"
+
+
+def plot_size(result: Mapping[str, Any]) -> tuple[int, int]:
+    """Width and height of a result's plot in pixels, so that the page keeps its place."""
+    columns, rows = report.grid_of(1 + len(result.get("series", [])))
+    return round(96 * report.PANEL[0] * columns), round(96 * report.PANEL[1] * rows)
+
+
 FILTERS = {
-    "day": day, "ago": ago, "plural": plural, "seconds": seconds, "verdict_class": verdict_class,
-    "verdict_counts": verdict_counts,
+    "day": day, "ago": ago, "plural": plural, "seconds": seconds, "span": span, "metric": metric, "reported": reported,
+    "measured": measured, "effect": effect, "spreads": spreads, "described": described, "plot_size": plot_size,
+    "number": report.number, "interval": lambda spread: report.interval(Spread(**spread)),
+    "moment": datetime.datetime.fromisoformat, "verdict_class": verdict_class, "verdict_counts": verdict_counts,
 }  # fmt: skip
