@@ -126,7 +126,8 @@ def _claims(paper: Paper, results: Mapping[str, Result]) -> list[dict[str, Any]]
                 "card": card,
                 "runnable": bool(claim.run),
                 "verdict": result.verdict if result else None,
-                "result": result.to_json() if result else None,
+                # Tuples are lists once they have been in a database.
+                "result": json.loads(json.dumps(result.to_json())) if result else None,
             }
         )
     return rows

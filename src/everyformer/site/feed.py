@@ -115,10 +115,10 @@ class Listing:
 
 
 def in_period(session: Session, period: Period, filters: Filters, page: int = 0, limit: int = PAGE) -> Listing:
-    """The papers submitted in ``period``: most points first, then by date of publication."""
+    """The papers submitted in ``period``: most points first, among equals those that run here, then by date."""
     statement = filters.apply(
         sa.select(Paper).where(Paper.submitted_on >= period.first, Paper.submitted_on < period.end)
-    ).order_by(Paper.points.desc(), Paper.ordered_on.desc(), Paper.id.desc())
+    ).order_by(Paper.points.desc(), Paper.runs_here.desc(), Paper.ordered_on.desc(), Paper.id.desc())
     return _page(session, statement, page, limit)
 
 
