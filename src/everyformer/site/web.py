@@ -9,7 +9,7 @@ import hashlib
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
 import sqlalchemy as sa
@@ -22,6 +22,9 @@ from everyformer.site import display
 from everyformer.site.database import Database
 from everyformer.site.models import Person, SignedIn, Spent
 from everyformer.site.settings import Settings
+
+if TYPE_CHECKING:
+    from everyformer.site.semantic import Index
 
 SESSION_COOKIE = "everyformer_session"
 FORM_COOKIE = "everyformer_form"
@@ -52,6 +55,13 @@ class Site:
     def signer(self, purpose: str) -> URLSafeTimedSerializer:
         """Signs values for one purpose; a signature for another is not valid here."""
         return URLSafeTimedSerializer(self.key, salt=f"everyformer.{purpose}")
+
+    @functools.cached_property
+    def semantic(self) -> Index:
+        """The semantic index as this process has it in memory."""
+        from everyformer.site.semantic import Index
+
+        return Index(self)
 
     @functools.cached_property
     def templates(self) -> Environment:
