@@ -96,8 +96,9 @@ class Filters:
     def apply(self, statement: sa.Select[Any]) -> sa.Select[Any]:
         """``statement`` over papers with these conditions."""
         if self.tag:
-            tagged = sa.select(PaperTag.paper_id).where(PaperTag.tag == self.tag)
-            statement = statement.where(Paper.id.in_(tagged))
+            # A probe for each paper met in order, and no list of all that have the tag.
+            tagged = sa.exists().where(PaperTag.tag == self.tag, PaperTag.paper_id == Paper.id)
+            statement = statement.where(tagged)
         if self.runs is not None:
             statement = statement.where(Paper.runs_here.is_(self.runs))
         if self.verdict:

@@ -58,6 +58,7 @@ class Paper(Base):
         Index("ix_paper_submitted_on", "submitted_on", "points", "id"),
         Index("ix_paper_ordered_on", "ordered_on", "id"),
         Index("ix_paper_points", "points"),
+        Index("ix_paper_runs_here", "runs_here", "ordered_on", "id"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -78,7 +79,7 @@ class Paper(Base):
     project_url: Mapped[str | None] = mapped_column(Text)
     licence: Mapped[str | None] = mapped_column(Text)
     tags: Mapped[list[str]] = mapped_column(default=list)
-    runs_here: Mapped[bool] = mapped_column(default=False, index=True)
+    runs_here: Mapped[bool] = mapped_column(default=False)
     verdicts: Mapped[dict[str, Any]] = mapped_column(default=dict, doc="Claim to verdict, where one was measured.")
     headline: Mapped[dict[str, Any] | None] = mapped_column(doc="The figures of the claim that the feed shows.")
     votes: Mapped[int] = mapped_column(default=0)

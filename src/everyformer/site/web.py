@@ -7,6 +7,7 @@ import datetime
 import functools
 import hashlib
 import secrets
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,11 +47,23 @@ class Site:
     settings: Settings
     database: Database
     now: Clock = utc_now
+    closing: bool = dataclasses.field(default=False, init=False)  # set when the server stops: streams end by themselves
 
     @functools.cached_property
     def key(self) -> str:
         """The key of every signature."""
         return self.settings.signing_key()
+
+    @functools.cached_property
+    def _kept(self) -> dict[str, tuple[float, Any]]:
+        return {}
+
+    def remembered(self, name: str, seconds: float, make: Callable[[], Any]) -> Any:
+        """``make()``, or what it gave within the last ``seconds``: for what every page shows and hardly ever changes."""
+        kept = self._kept.get(name)
+        if kept is None or time.monotonic() - kept[0] >= seconds:
+            kept = self._kept[name] = (time.monotonic(), make())
+        return kept[1]
 
     def signer(self, purpose: str) -> URLSafeTimedSerializer:
         """Signs values for one purpose; a signature for another is not valid here."""
@@ -215,6 +228,10 @@ def address_of(request: Request) -> str:
 # Pages.
 
 NOTICES = {
+    "run-queued": "The run is queued.",
+    "run-under-way": "This run is under way already.",
+    "run-cancelled": "The run is being cancelled.",
+    "run-over": "The run was over already.",
     "signed-out": "You are signed out.",
     "signed-in": "You are signed in.",
 }

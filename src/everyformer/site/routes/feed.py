@@ -57,7 +57,7 @@ def front_page(
         else:
             listing = feed.trending(session, site.now(), filters, p)
         marked = marks(session, visitor.id, [paper.id for paper in listing.papers]) if visitor else (set(), set())
-        tags = feed.tags(session)[:16] if not p else []
+        tags = site.remembered("tags", 60, lambda: feed.tags(session)[:16])
     chosen = {"view": view, "tag": tag, "runs": "yes" if runs else "no" if runs is False else "", "verdict": verdict}
     if period:
         chosen |= {"date" if view == "day" else view: period.code}

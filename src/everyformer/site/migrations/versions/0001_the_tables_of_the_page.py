@@ -121,7 +121,7 @@ def upgrade() -> None:
     )
     op.create_index("ix_paper_ordered_on", "paper", ["ordered_on", "id"], unique=False)
     op.create_index("ix_paper_points", "paper", ["points"], unique=False)
-    op.create_index("ix_paper_runs_here", "paper", ["runs_here"], unique=False)
+    op.create_index("ix_paper_runs_here", "paper", ["runs_here", "ordered_on", "id"], unique=False)
     op.create_index("ix_paper_submitted_on", "paper", ["submitted_on", "points", "id"], unique=False)
 
     op.create_table(
