@@ -18,6 +18,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: $(VENV)/.installed
 	$(BIN)/everyformer run sla.speed bytetransformer.speed itransformer.etth1 --scale smoke --seeds 3 --out demo
+	@echo
+	@echo "The page on which the papers run:  $(BIN)/everyformer serve   then open http://127.0.0.1:8000"
 
 test: $(VENV)/.installed lint types unit smoke
 

@@ -107,7 +107,7 @@ def described(result: Mapping[str, Any]) -> str:
         if panel["kind"] == "heat":
             said.append(f"{panel['title']}: a map of {panel['y_label']} over {panel['x_label']}.")
             continue
-        lines = [_line(name, *values, panel.get("ticks") or []) for name, values in list(panel["lines"].items())[:6]]
+        lines = [_line(name, xs, ys, panel.get("ticks", [])) for name, (xs, ys) in list(panel["lines"].items())[:6]]
         said.append(f"{panel['title']}, {panel['y_label']} over {panel['x_label']}: {'; '.join(lines)}.")
     return " ".join(said)
 

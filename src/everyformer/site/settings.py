@@ -26,26 +26,30 @@ class Settings(BaseSettings):
     data: Path = Path("everyformer-site")
     database: str = ""
     host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65535)
-    processes: int = Field(1, ge=1, le=64, description="Web processes; each serves every page.")
+    port: int = Field(default=8000, ge=0, le=65535)
+    processes: int = Field(default=1, ge=1, le=64, description="Web processes; each serves every page.")
     public_url: str = ""
-    trusted_proxies: str = Field("127.0.0.1", description="Addresses whose X-Forwarded-For is believed.")
-    secret: SecretStr = Field(SecretStr(""), description="Signs links and forms; made and kept in DATA when empty.")
+    trusted_proxies: str = Field(default="127.0.0.1", description="Addresses whose X-Forwarded-For is believed.")
+    secret: SecretStr = Field(
+        default=SecretStr(""), description="Signs links and forms; made and kept in DATA when empty."
+    )
 
     smtp_host: str = ""
-    smtp_port: int = Field(587, ge=1, le=65535)
+    smtp_port: int = Field(default=587, ge=1, le=65535)
     smtp_user: str = ""
     smtp_password: SecretStr = SecretStr("")
-    smtp_security: str = Field("starttls", pattern="^(starttls|tls|none)$")
+    smtp_security: str = Field(default="starttls", pattern="^(starttls|tls|none)$")
     mail_from: str = "everyformer <papers@localhost>"
 
     curators: str = ""
     network: bool = False
     embedder: str = "everyformer.site.semantic:LSA"
-    runs_at_once: int = Field(1, ge=1, le=16)
-    cache_seconds: float = Field(1.0, ge=0, description="How old a page for readers who are not signed in may be.")
-    requests_per_minute: int = Field(600, ge=0, description="Pages for one address; 0 for no limit.")
-    results: Path | None = Field(None, description="Recorded results that go before those of the library.")
+    runs_at_once: int = Field(default=1, ge=1, le=16)
+    cache_seconds: float = Field(
+        default=1.0, ge=0, description="How old a page for readers who are not signed in may be."
+    )
+    requests_per_minute: int = Field(default=600, ge=0, description="Pages for one address; 0 for no limit.")
+    results: Path | None = Field(default=None, description="Recorded results that go before those of the library.")
 
     @field_validator("public_url")
     @classmethod
