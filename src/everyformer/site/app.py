@@ -11,6 +11,7 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 
@@ -53,6 +54,7 @@ def create_app(settings: Settings | None = None, *, now: Clock = utc_now) -> Fas
     app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=5)
     app.add_middleware(Guard, secure=settings.public_url.startswith("https://"))
     app.add_middleware(ReaderCache, seconds=settings.cache_seconds)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=settings.hosts, www_redirect=False)
     app.add_middleware(ReaderLimit, per_minute=settings.requests_per_minute)
     return app
 

@@ -38,6 +38,9 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        head = scope["method"] == "HEAD"
+        if head:  # answered like GET, without the body
+            scope["method"] = "GET"
         received = 0
         too_large = PlainTextResponse(f"The body may have {LARGEST_BODY} bytes at most.\n", 413)
         length = Headers(scope=scope).get("content-length", "0")
@@ -64,6 +67,8 @@ class Guard:
                     flags = "; Secure" if self.secure else ""
                     headers.append("set-cookie", f"{FORM_COOKIE}={cookie}; Path=/; HttpOnly; SameSite=Lax{flags}")
                 headers.setdefault("cache-control", "private, no-cache")
+            elif head:
+                message = {"type": "http.response.body", "body": b"", "more_body": message.get("more_body", False)}
             await send(message)
 
         try:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -68,6 +69,12 @@ class Settings(BaseSettings):
     def database_url(self) -> str:
         """The SQLAlchemy URL of the database."""
         return self.database or f"sqlite:///{self.data.resolve() / 'site.db'}"
+
+    @property
+    def hosts(self) -> list[str]:
+        """Names that requests may give as their host: no other site's name can be made to point here and be believed."""
+        public = urlsplit(self.public_url).hostname or ""
+        return ["*"] if public == "0.0.0.0" else sorted({public, self.host, "127.0.0.1", "localhost"})
 
     @property
     def curator_addresses(self) -> frozenset[str]:
