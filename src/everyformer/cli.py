@@ -1,4 +1,4 @@
-"""The command line: everyformer list | show | run | verify | bench | new | table."""
+"""The command line: everyformer list | show | run | verify | bench | new | table | serve."""
 
 from __future__ import annotations
 
@@ -32,6 +32,9 @@ errors = Console(stderr=True)
 EXTRAS = {
     "transformers": "language", "tokenizers": "language", "peft": "language", "diffusers": "diffusion",
     "timm": "vision", "torchvision": "vision", "pandas": "series", "torch_geometric": "graph",
+    "aiosmtplib": "site", "alembic": "site", "fastapi": "site", "feedgen": "site", "itsdangerous": "site",
+    "jinja2": "site", "markdown_it": "site", "multipart": "site", "nh3": "site", "psutil": "site", "psycopg": "site",
+    "pydantic_settings": "site", "sklearn": "site", "sqlalchemy": "site", "starlette": "site", "uvicorn": "site",
 }  # fmt: skip
 
 Out = Annotated[Path, typer.Option(help="Folder for results.", file_okay=False)]
@@ -364,6 +367,26 @@ def table(
     before, _, rest = content.partition(begin)
     _, _, after = rest.partition(end)
     write_atomic(write, before + begin + "\n" + text + "\n" + end + after)
+
+
+@app.command()
+def serve(
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="8000 unless told; 0 takes a free one.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen at; 127.0.0.1 unless told.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of everything that is kept; ./everyformer-site unless told.")
+    ] = None,
+    processes: Annotated[int | None, typer.Option(min=1, max=64, help="Processes that serve pages.")] = None,
+    worker: Annotated[bool, typer.Option(" /--no-worker", help="Without the worker: no runs, no mail.")] = True,
+) -> None:
+    """Serve the page of the papers and their measured claims; runs are started from it.
+
+    What is not told here comes from the environment: EVERYFORMER_SITE_PORT and so on, or a .env file.
+    """
+    from everyformer.site import serve as serving
+
+    told = {"port": port, "host": host, "data": data, "processes": processes}
+    serving.serve(worker=worker, **{name: value for name, value in told.items() if value is not None})
 
 
 if __name__ == "__main__":

@@ -24,4 +24,31 @@ function walk() {
   });
 }
 
+// A run under way: its log grows and its state changes; at the end the page is loaded again, with what was measured.
+function watch() {
+  const run = document.querySelector("[data-events]");
+  if (!run) return;
+  const log = run.querySelector(".log");
+  const state = run.querySelector(".state");
+  const again = () => location.replace(location.pathname);
+  const source = new EventSource(run.dataset.events);
+  log.scrollTop = log.scrollHeight;
+  source.addEventListener("log", (event) => {
+    const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
+    log.append(event.data + "\n");
+    if (atEnd) log.scrollTop = log.scrollHeight;
+  });
+  source.addEventListener("state", (event) => {
+    if (state.textContent !== event.data) state.textContent = event.data;
+  });
+  source.addEventListener("done", () => {
+    source.close();
+    again();
+  });
+  source.addEventListener("error", () => {
+    if (source.readyState === EventSource.CLOSED) setTimeout(again, 5000);
+  });
+}
+
 walk();
+watch();
