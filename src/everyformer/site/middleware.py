@@ -111,7 +111,7 @@ class ReaderCache:
     """Answers to readers who are not signed in are remembered for a second or so.
 
     Such a page is the same for all of them. However many ask, each address is made once in that time; while it is made,
-    the others wait for it. An answer that sets a cookie, streams or failed is not remembered.
+    the others wait for it. An answer that holds a form, sets a cookie, streams or failed is not remembered.
     """
 
     LARGEST = 512
@@ -163,7 +163,9 @@ class ReaderCache:
 
         await self.app(scope, receive, noted)
         if messages and messages[0].get("status") == 200 and len(messages) <= 3:
-            if any(name == b"set-cookie" for name, _ in messages[0]["headers"]):
+            if scope.get("state", {}).get("has_form") or any(
+                name == b"set-cookie" for name, _ in messages[0]["headers"]
+            ):
                 return
             self.kept.pop(key, None)
             self.kept[key] = (time.monotonic(), messages)

@@ -195,21 +195,24 @@ class Saved(Base):
 
 
 class Comment(Base):
-    """A comment: the Markdown as written and the sanitised HTML. A deleted one keeps its place and loses its text."""
+    """A comment: the Markdown as written and the sanitised HTML. A deleted one keeps its place and loses its text.
+
+    It stays without a person when the account is deleted, because others may have replied.
+    """
 
     __tablename__ = "comment"
     __table_args__ = (Index("ix_comment_paper_id", "paper_id", "created_at"),)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     paper_id: Mapped[int] = mapped_column(ForeignKey("paper.id", ondelete="CASCADE"))
-    person_id: Mapped[int] = mapped_column(ForeignKey("person.id", ondelete="CASCADE"), index=True)
+    person_id: Mapped[int | None] = mapped_column(ForeignKey("person.id", ondelete="SET NULL"), index=True)
     parent_id: Mapped[int | None] = mapped_column(ForeignKey("comment.id", ondelete="CASCADE"))
     markdown: Mapped[str] = mapped_column(Text)
     html: Mapped[str] = mapped_column(Text)
     created_at: Mapped[datetime.datetime]
     edited_at: Mapped[datetime.datetime | None]
     deleted_at: Mapped[datetime.datetime | None]
-    person: Mapped[Person] = relationship(lazy="joined")
+    person: Mapped[Person | None] = relationship(lazy="joined")
 
 
 class Subscription(Base):

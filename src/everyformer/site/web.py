@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import sqlalchemy as sa
 from fastapi import Depends, HTTPException, Request
@@ -150,7 +150,12 @@ def hash_of(value: str) -> str:
 
 def local_address(address: str, request: Request) -> str:
     """Path and query of ``address`` when it is one of this site, else ``/``: no redirect leads elsewhere."""
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # such as a bracket that is not closed
+        return "/"
+    if not address.isprintable():  # a database need not take it, nor a header
+        return "/"
     if parts.netloc and parts.netloc != request.url.netloc:
         return "/"
     if not parts.path.startswith("/") or parts.path.startswith("//") or "\\" in address:
@@ -168,6 +173,7 @@ def form_token(request: Request) -> str:
         value = secrets.token_urlsafe(24)
     if FORM_COOKIE not in request.cookies:
         request.state.form_cookie = value  # the middleware sets it
+    request.state.has_form = True  # and keeps this page for nobody else: the token belongs to one visitor
     return site_of(request).signer("form").dumps(value)
 
 
@@ -257,7 +263,9 @@ def page(
 
 
 def see_other(address: str, said: str = "") -> Response:
-    """After a form: go to ``address``, with a notice there."""
+    """After a form: go to ``address``, with a notice there in place of an earlier one."""
+    parts = urlsplit(address)
+    query = [pair for pair in parse_qsl(parts.query, keep_blank_values=True) if pair[0] != "said"]
     if said:
-        address += f"{'&' if '?' in address else '?'}said={said}"
-    return RedirectResponse(address, 303)
+        query.append(("said", said))
+    return RedirectResponse(urlunsplit(parts._replace(query=urlencode(query))), 303)

@@ -155,7 +155,7 @@ def upgrade() -> None:
         "comment",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("paper_id", sa.Integer(), nullable=False),
-        sa.Column("person_id", sa.Integer(), nullable=False),
+        sa.Column("person_id", sa.Integer(), nullable=True),
         sa.Column("parent_id", sa.Integer(), nullable=True),
         sa.Column("markdown", sa.Text(), nullable=False),
         sa.Column("html", sa.Text(), nullable=False),
@@ -164,7 +164,7 @@ def upgrade() -> None:
         sa.Column("deleted_at", sa.DateTime(), nullable=True),
         sa.ForeignKeyConstraint(["paper_id"], ["paper.id"], name="fk_comment_paper_id", ondelete="CASCADE"),
         sa.ForeignKeyConstraint(["parent_id"], ["comment.id"], name="fk_comment_parent_id", ondelete="CASCADE"),
-        sa.ForeignKeyConstraint(["person_id"], ["person.id"], name="fk_comment_person_id", ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(["person_id"], ["person.id"], name="fk_comment_person_id", ondelete="SET NULL"),
         sa.PrimaryKeyConstraint("id", name="pk_comment"),
     )
     op.create_index("ix_comment_paper_id", "comment", ["paper_id", "created_at"], unique=False)
