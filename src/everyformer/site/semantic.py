@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import importlib
 import io
+import itertools
 import re
 import secrets
 import threading
@@ -63,7 +64,7 @@ class LSA:
     """
 
     leading = 48
-    lowest = 0.12
+    lowest = 0.06
     components_wanted = 200
     largest_vocabulary = 30_000
     largest_sample = 20_000  # a fit sees this many papers at most, taken evenly; the others are folded in
@@ -134,31 +135,68 @@ class LSA:
         self.idf, self.components = state["idf"], state["components"]
 
 
+_ENDING_WORDS = """s es ed ing ings er ers or ors ion ions ation ations ational ator ators ate ates ated ating ize izes
+    ized izing ise ises ised ising ization izations isation isations ly al ally ic ical ically ive
+    ives ively ence ent ents ance ant ants ment ments ness ful able ible ability ity ous"""
+_ENDINGS = sorted(_ENDING_WORDS.split(), key=len, reverse=True)
+
+
 @functools.lru_cache(maxsize=50_000)
 def stem(word: str) -> str:
-    """A word without its commonest English endings, so that ``forecasting`` meets ``forecasts``. Rough on purpose."""
-    for ending, instead in _ENDINGS:
-        if word.endswith(ending) and len(word) - len(ending) >= 4 - bool(instead):
-            word = word[: -len(ending)] + instead
-            break
-    word = word[:-1] if len(word) > 4 and word[-1] == word[-2] and word[-1] not in "aeiouls" else word
-    return word[:-1] if len(word) > 4 and word[-1] in "ey" else word
+    """A word without its English endings, so that ``forecasting`` meets ``forecasts``. Rough on purpose."""
+    for _ in range(2):  # train-er-s, gener-at-ive
+        ending = next((ending for ending in _ENDINGS if word.endswith(ending) and len(word) - len(ending) >= 4), "")
+        word = word[: len(word) - len(ending)]
+    if len(word) > 4 and word[-1] == word[-2]:
+        word = word[:-1]
+    return word[:-1] if len(word) > 4 and word[-1] in "eiy" else word
 
 
-_ENDINGS = (
-    ("isations", ""), ("izations", ""), ("isation", ""), ("ization", ""), ("ising", ""), ("izing", ""), ("ised", ""),
-    ("ized", ""), ("ise", ""), ("ize", ""), ("ations", ""), ("ation", ""), ("ators", ""), ("ator", ""), ("ating", ""),
-    ("ated", ""), ("ates", ""), ("ate", ""), ("ions", ""), ("ion", ""), ("ingly", ""), ("ings", ""), ("ing", ""),
-    ("ers", ""), ("er", ""), ("ies", "y"), ("ied", "y"), ("ed", ""), ("ly", ""), ("es", ""), ("ss", "ss"), ("s", ""),
-)  # fmt: skip
+# A small collection teaches no synonyms, so those of the field are given: each line's words count as one.
+_SAME = """
+    image picture photo photograph
+    video clip film movie
+    survey review overview guide tutorial
+    fast quick rapid speed accelerate speedup
+    cheap efficient economical inexpensive affordable
+    small little tiny compact lightweight
+    hard difficult challenging
+    generate synthesis synthesize create
+    predict forecast extrapolate
+    quantize quantization discretize
+    layer block
+    shared share reuse tied
+    tune finetune adapt
+    memory footprint
+    large big huge
+    time temporal
+    space spatial
+    frozen fixed freeze
+    parameter weight
+    compute computation computational flops
+    way path route
+    maze labyrinth
+    phone mobile smartphone
+"""
+_SHORT = {
+    "llm": "large language model", "llms": "large language models", "vit": "vision transformer",
+    "vits": "vision transformers", "rl": "reinforcement learning", "nas": "neural architecture search",
+    "gnn": "graph neural network", "gnns": "graph neural networks", "mpnn": "message passing neural network",
+    "t2v": "text to video", "t2i": "text to image", "moe": "mixture of experts", "ssm": "state space model",
+    "icl": "in context learning", "dit": "diffusion transformer", "dits": "diffusion transformers",
+}  # fmt: skip
+_MEANT = {stem(word): stem(line.split()[0]) for line in _SAME.strip().splitlines() for word in line.split()}
 
 
 def terms_of(text: str) -> list[str]:
     """Stems of the words that say something, and each two that follow one another."""
     plain = unicodedata.normalize("NFKD", text.lower())
     plain = "".join(character for character in plain if not unicodedata.combining(character))
-    words = [stem(word) for word in re.findall(r"[^\W_]+", plain) if word not in STOP_WORDS]
-    return [*words, *(f"{one} {two}" for one, two in zip(words, words[1:], strict=False))]
+    words: list[str] = []
+    for word in re.findall(r"[^\W_]+", plain):
+        words += [stem(part) for part in _SHORT.get(word, word).split() if part not in STOP_WORDS]
+    words = [_MEANT.get(word, word) for word in words]
+    return [*words, *(f"{one} {two}" for one, two in itertools.pairwise(words))]
 
 
 def text_of(paper: Paper) -> str:
@@ -231,12 +269,12 @@ def _restored(row: SemanticModel) -> Embedder:
     return embedder
 
 
-def _without_vector(model: str) -> sa.Select[tuple[Paper]]:
+def _without_vector(model: str) -> sa.Select[Paper]:
     encoded = sa.select(PaperVector.paper_id).where(PaperVector.model == model)
     return sa.select(Paper).where(Paper.id.not_in(encoded))
 
 
-def _texts(session: Session, statement: sa.Select[tuple[Paper]]) -> Iterator[tuple[int, str]]:
+def _texts(session: Session, statement: sa.Select[Paper]) -> Iterator[tuple[int, str]]:
     for paper in session.scalars(statement.order_by(Paper.id).execution_options(yield_per=BATCH)):
         yield paper.id, text_of(paper)
 

@@ -1,3 +1,53 @@
-from fastapi import APIRouter
+"""The page of search results."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from everyformer.site import search
+from everyformer.site.feed import Listing
+from everyformer.site.query import Malformed, parse
+from everyformer.site.routes.feed import marks
+from everyformer.site.web import ASite, Visitor, page
 
 router = APIRouter(include_in_schema=False)
+
+
+@router.get("/search")
+def search_page(
+    request: Request, site: ASite, visitor: Visitor, q: str = "", p: Annotated[int, Query(ge=0, le=10_000)] = 0
+) -> Response:
+    """Papers for a query, with what the query language can do; a page of entries alone for htmx."""
+    listing, wrong, note = Listing([], False), "", ""
+    marked: tuple[set[int], set[int]] = (set(), set())
+    try:
+        query = parse(q)
+    except Malformed as error:
+        wrong = str(error)
+    else:
+        if query.only_stop_words:
+            note = "These words are in nearly every paper. Add one that says what you look for."
+        with site.database.read() as session:
+            listing = search.search(site, session, query, p)
+            if visitor:
+                marked = marks(session, visitor.id, [paper.id for paper in listing.papers])
+    return page(
+        request,
+        "entries.html" if p and "hx-request" in request.headers else "search.html",
+        visitor,
+        status=422 if wrong else 200,
+        query=q,
+        wrong=wrong,
+        note=note,
+        papers=listing.papers,
+        voted=marked[0],
+        saved=marked[1],
+        more=f"/search?{urlencode({'q': q, 'p': p + 1})}" if listing.more else "",
+        p=p,
+        feeds={kind: f"/feed.{kind}?{urlencode({'q': q})}" for kind in ("atom", "rss", "json")},
+        subscribe=f"/subscribe?{urlencode({'scope': 'query', 'value': q})}",
+    )
