@@ -6,11 +6,15 @@ import dataclasses
 import datetime
 import os
 import shutil
+import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
+import psutil
 import pytest
 from fastapi.testclient import TestClient
 
@@ -18,7 +22,7 @@ from everyformer.site import models
 from everyformer.site.app import create_app
 from everyformer.site.database import Database
 from everyformer.site.settings import Settings
-from everyformer.site.web import FORM_COOKIE, SESSION_COOKIE, Site, hash_of
+from everyformer.site.web import FORM_COOKIE, SESSION_COOKIE, Site, hash_of, utc_now
 
 TODAY = datetime.datetime(2026, 11, 25, 12, 0, tzinfo=datetime.timezone.utc)
 
@@ -171,3 +175,67 @@ def site_page(tmp_path: Path, clock: Clock) -> Iterator[Page]:
 def any_page(tmp_path: Path, clock: Clock, database_url: str) -> Iterator[Page]:
     """The page on SQLite, then on PostgreSQL."""
     yield from open_page(plain_settings(tmp_path / "data", database=database_url), clock)
+
+
+@dataclasses.dataclass
+class Server:
+    """``everyformer serve`` as people start it: ``url`` is where it said it is."""
+
+    data: Path
+    process: subprocess.Popen[str]
+    url: str
+    site: Site
+
+    @property
+    def database(self) -> Database:
+        return self.site.database
+
+    def visitor(self, email: str = "", role: str = "reader") -> httpx.Client:
+        """Somebody with a browser, signed in when there is an ``email``."""
+        client = httpx.Client(base_url=self.url, timeout=20)
+        if email:
+            Page(self.site, client, Clock(utc_now())).sign_in(email, role)  # type: ignore[arg-type]
+        return client
+
+    def form(self, client: httpx.Client, **fields: str) -> dict[str, str]:
+        return Page(self.site, client, Clock()).form(**fields)  # type: ignore[arg-type]
+
+    def helpers(self, module: str) -> list[int]:
+        """The processes beside it that run ``module``."""
+        return [child.pid for child in psutil.Process(self.process.pid).children() if module in child.cmdline()]
+
+    def end(self, number: signal.Signals = signal.SIGINT) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(20)
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Starts servers on one folder; what is left of them, runs included, is killed at the end."""
+    started: list[Server] = []
+
+    def start(*words: str, data: Path = tmp_path / "data", **settings: str) -> Server:
+        given = {"PROCESSES": "1", "REQUESTS_PER_MINUTE": "0", "SECRET": "of the tests"} | settings
+        process = subprocess.Popen(
+            [sys.executable, "-m", "everyformer", "serve", "--port", "0", "--data", str(data), *words],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            env=os.environ | {f"EVERYFORMER_SITE_{name}": value for name, value in given.items()},
+        )
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("everyformer is at http://127.0.0.1:"), line
+        kept = plain_settings(data, secret=given["SECRET"], database=given.get("DATABASE", ""))
+        server = Server(data, process, line.split()[-1], Site(kept, Database(kept.database_url)))
+        started.append(server)
+        return server
+
+    yield start
+    for server in started:
+        server.database.close()
+        if server.process.poll() is None:
+            server.end()
+    for process in psutil.process_iter(["cmdline"]):
+        if str(tmp_path) in " ".join(process.info["cmdline"] or ()):
+            process.kill()
