@@ -88,10 +88,12 @@ class Watched:
 
     def is_empty(self) -> bool:
         """Whether nothing of the run is left, its children included."""
+        if self.alive():  # asked first: a child that ended counts as a member until it is asked for its status
+            return False
         try:
             os.killpg(self.group, 0)
         except ProcessLookupError:
-            return not self.alive()
+            return True
         return False
 
 
@@ -137,10 +139,16 @@ class Worker:
     def stop(self) -> None:
         """Interrupt every run, and put it back into the queue to go on from where it was."""
         for watched in list(self.watched):
-            if self._renew(watched, datetime.timedelta(seconds=LAST_WORDS + 5)):
-                watched.signal(signal.SIGTERM if watched.cancelled else signal.SIGINT)
-        until = time.monotonic() + LAST_WORDS
-        while time.monotonic() < until and not all(watched.is_empty() for watched in self.watched):
+            self._renew(watched, datetime.timedelta(seconds=LAST_WORDS + 5))
+        began, said = time.monotonic(), 0
+        while left := [watched for watched in self.watched if not watched.is_empty()]:
+            waited = time.monotonic() - began
+            if waited > LAST_WORDS:
+                break
+            if waited >= 2 * said:  # again and again: Python drops an interrupt that comes at a bad moment
+                said += 1
+                for watched in left:
+                    watched.signal(signal.SIGINT)
             time.sleep(0.05)
         for watched in list(self.watched):
             self._close(watched, interrupted=True)
