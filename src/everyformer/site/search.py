@@ -14,26 +14,33 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from everyformer.site.arxiv import arxiv_id
-from everyformer.site.feed import PAGE, Listing
+from everyformer.site.feed import PAGE, Listing, Period
 from everyformer.site.models import ClaimRow, Paper, PaperTag
 from everyformer.site.query import Query
 from everyformer.site.web import Site
 
 K = 60  # of reciprocal rank fusion: a rank is worth 1 / (K + rank)
-DEEPEST = 1000  # ranks by words
+DEEPEST = 400  # ranks by words
 NEAREST = 200  # ranks by meaning
-RANKED = 4000  # of more papers than these, the newest are ranked: a word that is everywhere tells little
+RANKED = 1000  # of more papers than these, the newest are ranked: a word that is everywhere tells little
 FEW = 10  # with fewer papers that have all words, those that have any of them follow
 
 Phrase = Sequence[str]
 
 
-def search(site: Site, session: Session, query: Query, page: int = 0, limit: int = PAGE) -> Listing:
-    """A page of the papers that ``query`` asks for, best first; the newest first when it only filters."""
+def search(
+    site: Site, session: Session, query: Query, page: int = 0, limit: int = PAGE, within: Period | None = None
+) -> Listing:
+    """A page of the papers that ``query`` asks for, best first; the newest first when it only filters.
+
+    ``within`` is the day, week or month in which they were submitted.
+    """
     if query.only_stop_words or not query.text:
         return Listing([], False)
     words = _words_of(session)
     allowed = _allowed(words, query)
+    if within:
+        allowed += [Paper.submitted_on >= within.first, Paper.submitted_on < within.end]
     start = page * limit
     if not query.terms and not query.phrases:
         newest = sa.select(Paper).where(*allowed).order_by(Paper.ordered_on.desc(), Paper.id.desc())
@@ -66,8 +73,11 @@ def ranks(
     if allowed and narrowed is None and by_meaning:
         still = set(session.scalars(sa.select(Paper.id).where(Paper.id.in_(by_meaning), *allowed)))
         by_meaning = [paper for paper in by_meaning if paper in still]
-    named = session.scalars(sa.select(Paper.id).where(_named(query.text), *allowed)).all()
-    return list(dict.fromkeys([*named, *fuse(by_words, by_meaning)]))
+    ranked = fuse(by_words, by_meaning)
+    if " " not in query.text:
+        named = session.scalars(sa.select(Paper.id).where(_named(query.text), *allowed))
+        ranked = list(dict.fromkeys([*named, *ranked]))
+    return ranked
 
 
 def _named(text: str) -> sa.ColumnElement[bool]:
@@ -164,7 +174,8 @@ class _SQLite:
             .limit(RANKED)
         )
         if allowed:
-            newest = newest.where(self.index.c.rowid.in_(sa.select(Paper.id).where(*allowed)))
+            # The sum keeps SQLite from asking the index once for each allowed paper, which takes minutes.
+            newest = newest.where((self.index.c.rowid + 0).in_(sa.select(Paper.id).where(*allowed)))
         best = newest.subquery()
         return list(session.scalars(sa.select(best.c.rowid).order_by(best.c.score, best.c.rowid.desc()).limit(DEEPEST)))
 
@@ -173,7 +184,11 @@ class _SQLite:
         return sa.select(self.index.c.rowid).where(_SQLite.match(match))
 
     def is_common(self, session: Session, phrase: Phrase) -> bool:
-        return len(session.scalars(self.holding(phrase).limit(RANKED + 1)).all()) > RANKED
+        return _counts_more(session, self.holding(phrase))
+
+
+def _counts_more(session: Session, papers: sa.Select[int]) -> bool:
+    return (session.scalar(sa.select(sa.func.count()).select_from(papers.limit(RANKED + 1).subquery())) or 0) > RANKED
 
 
 def _quoted(phrase: Phrase) -> str:
@@ -217,7 +232,7 @@ class _PostgreSQL:
         return found
 
     def is_common(self, session: Session, phrase: Phrase) -> bool:
-        return len(session.scalars(self.holding(phrase).limit(RANKED + 1)).all()) > RANKED
+        return _counts_more(session, self.holding(phrase))
 
     def _query(self, phrase: Phrase) -> sa.ColumnElement[Any]:
         text = " ".join(phrase)

@@ -28,20 +28,20 @@ from everyformer.site.query import STOP_WORDS
 from everyformer.site.web import Site
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
+Integers = np.ndarray[Any, np.dtype[np.int64]]
 
 GROWN = 0.1  # the index is fitted anew when a tenth of the papers has come or gone since
 BATCH = 1000
-CHOSEN = 1000  # candidates that the leading components choose
+EXACT = 20_000  # up to so many papers each query is compared with all; beyond, with those in the nearest cells
+CELLS, NEAR_CELLS = 256, 48
 
 
 class Embedder(Protocol):
     """What ``settings.embedder`` names: a class without arguments whose vectors of near texts have a high cosine.
 
-    ``leading`` is how many components at the front of a vector are enough to choose candidates (0: all are needed);
     ``lowest`` is the cosine from which a paper is an answer to a query.
     """
 
-    leading: int
     lowest: float
 
     def fit(self, texts: Sequence[str]) -> None:
@@ -63,7 +63,6 @@ class LSA:
     A query keeps the length that its projection has: words that no paper uses lower every cosine.
     """
 
-    leading = 48
     lowest = 0.06
     components_wanted = 200
     largest_vocabulary = 30_000
@@ -308,24 +307,33 @@ def _put(session: Session, model: str, papers: Sequence[int], vectors: Floats) -
 
 @dataclasses.dataclass(frozen=True)
 class _Loaded:
-    """A model with every paper's vector, as rows in the order of ``papers``."""
+    """A model with every paper's vector. Rows of one cell, the papers nearest to its centre, stand together."""
 
     model: str
     embedder: Embedder
-    papers: np.ndarray[Any, np.dtype[np.int64]]
+    papers: Integers
     vectors: Floats
-    leading: Floats
+    centres: Floats
+    starts: Integers
 
     def nearest(self, vector: Floats, count: int, among: Sequence[int] | None = None) -> list[tuple[int, float]]:
         """Papers and cosines, the nearest first; ``among`` narrows to these papers."""
-        places = None if among is None else np.flatnonzero(np.isin(self.papers, np.fromiter(among, np.int64)))
-        if places is None and 0 < self.leading.shape[1] < len(vector) and len(self.papers) > CHOSEN:
-            rough = self.leading @ vector[: self.leading.shape[1]]
-            places = np.argpartition(-rough, CHOSEN)[:CHOSEN]
-        cosines = (self.vectors if places is None else self.vectors[places]) @ vector
-        best = np.lexsort((-self.papers if places is None else -self.papers[places], -cosines))[:count]
-        rows = best if places is None else places[best]
-        return list(zip(self.papers[rows].tolist(), cosines[best].tolist(), strict=True))
+        papers, vectors = self.papers, self.vectors
+        if among is not None:
+            places = np.flatnonzero(np.isin(papers, np.fromiter(among, np.int64)))
+            papers, cosines = papers[places], vectors[places] @ vector
+        elif len(self.centres):
+            cells = np.argpartition(-(self.centres @ vector), NEAR_CELLS)[:NEAR_CELLS]
+            rows = [slice(self.starts[cell], self.starts[cell + 1]) for cell in cells]
+            papers = np.concatenate([papers[some] for some in rows])
+            cosines = np.concatenate([vectors[some] @ vector for some in rows])
+        else:
+            cosines = vectors @ vector
+        if len(papers) > count:
+            best = np.argpartition(-cosines, count)[:count]
+            papers, cosines = papers[best], cosines[best]
+        order = np.lexsort((-papers, -cosines))
+        return list(zip(papers[order].tolist(), cosines[order].tolist(), strict=True))
 
 
 class Index:
@@ -413,5 +421,12 @@ def _load(name: str, embedder: Embedder, rows: Sequence[tuple[int, bytes]], befo
     vectors = np.frombuffer(b"".join(vector for _, vector in rows), np.float32).reshape(len(rows), -1 if rows else 0)
     if before is not None:
         papers, vectors = np.concatenate([before.papers, papers]), np.concatenate([before.vectors, vectors])
-    leading = np.ascontiguousarray(vectors[:, : embedder.leading])
-    return _Loaded(name, embedder, papers, vectors, leading)
+    if len(papers) <= EXACT:
+        return _Loaded(name, embedder, papers, vectors, vectors[:0], papers[:0])
+    # Papers drawn at random are centres as good as any that take longer to find.
+    centres = vectors[np.random.default_rng(0).choice(len(papers), CELLS, replace=False)]
+    batches = (vectors[start : start + BATCH] for start in range(0, len(papers), BATCH))
+    cell = np.concatenate([(batch @ centres.T).argmax(axis=1) for batch in batches])
+    order = np.argsort(cell, kind="stable")
+    starts = np.searchsorted(cell[order], np.arange(CELLS + 1))
+    return _Loaded(name, embedder, papers[order], vectors[order], centres, starts)
