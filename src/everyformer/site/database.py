@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import Connection, CursorResult, Engine, Executable, create_engine, event, make_url
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -45,6 +46,11 @@ class Database:
         with Session(self._writer, expire_on_commit=False) as session, session.begin():
             yield session
 
+    def insert_once(self, session: Session, table: type[Any], unique: list[str], values: dict[str, Any]) -> bool:
+        """Insert a row unless one with the same ``unique`` columns is there; whether it was inserted."""
+        insert = sqlite.insert if self.is_sqlite else postgresql.insert
+        return changed(session, insert(table).values(values).on_conflict_do_nothing(index_elements=unique)) == 1
+
     def close(self) -> None:
         """Give back every connection."""
         self.engine.dispose()
@@ -61,6 +67,13 @@ class Database:
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK})")
             config.attributes["connection"] = connection
             command.upgrade(config, revision)
+
+
+def changed(session: Session, statement: Executable) -> int:
+    """Run a statement; the number of rows it changed."""
+    result = session.execute(statement)
+    assert isinstance(result, CursorResult)
+    return result.rowcount
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -233,6 +233,18 @@ class Subscription(Base):
     confirmed_at: Mapped[datetime.datetime | None]
     ended_at: Mapped[datetime.datetime | None]
 
+    @property
+    def active(self) -> bool:
+        """Whether digests are sent."""
+        return self.confirmed_at is not None and self.ended_at is None
+
+    @property
+    def title(self) -> str:
+        """Which papers it is about, in words."""
+        if self.scope == "tag":
+            return f"papers tagged {self.value}"
+        return f"papers found by “{self.value}”" if self.scope == "query" else "all papers"
+
 
 class Digest(Base):
     """One digest of one subscription; the pair with its period is unique, so that nothing is sent twice."""

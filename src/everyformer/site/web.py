@@ -6,15 +6,15 @@ import dataclasses
 import datetime
 import functools
 import hashlib
+import pathlib
 import secrets
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import sqlalchemy as sa
-from fastapi import Depends, HTTPException, Request
+from fastapi import Depends, HTTPException, Path, Request
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.responses import HTMLResponse, RedirectResponse, Response
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 SESSION_COOKIE = "everyformer_session"
 FORM_COOKIE = "everyformer_form"
 SESSION_DAYS = 30
-STATIC = Path(__file__).parent / "static"
+STATIC = pathlib.Path(__file__).parent / "static"
 
 Clock = Callable[[], datetime.datetime]
 
@@ -134,6 +134,7 @@ ASite = Annotated[Site, Depends(site_of)]
 Visitor = Annotated[Person | None, Depends(visitor_of)]
 APerson = Annotated[Person, Depends(person_of)]
 Curator = Annotated[Person, Depends(curator_of)]
+Number = Annotated[int, Path(ge=1, lt=2**31)]  # of a row; databases take no larger one
 
 
 class SignInNeeded(Exception):
@@ -239,7 +240,13 @@ NOTICES = {
     "run-cancelled": "The run is being cancelled.",
     "run-over": "The run was over already.",
     "signed-out": "You are signed out.",
+    "signed-out-everywhere": "You are signed out everywhere.",
     "signed-in": "You are signed in.",
+    "welcome": "You are signed in. The name that others see can be changed on your account.",
+    "renamed": "Your name is changed.",
+    "account-deleted": "Your account is deleted.",
+    "comment-deleted": "The comment is deleted.",
+    "digest-ended": "The digest is ended.",
 }
 
 
