@@ -8,6 +8,7 @@ from collections import OrderedDict
 from http.cookies import SimpleCookie
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -42,10 +43,10 @@ class Guard:
         if head:  # answered like GET, without the body
             scope["method"] = "GET"
         received = 0
-        too_large = PlainTextResponse(f"The body may have {LARGEST_BODY} bytes at most.\n", 413)
+        too_large = f"The body may have {LARGEST_BODY:,} bytes at most."
         length = Headers(scope=scope).get("content-length", "0")
         if not length.isdigit() or int(length) > LARGEST_BODY:
-            await too_large(scope, receive, send)
+            await PlainTextResponse(f"{too_large}\n", 413)(scope, receive, send)
             return
 
         async def counted() -> Message:
@@ -53,7 +54,7 @@ class Guard:
             message = await receive()
             received += len(message.get("body", b""))
             if received > LARGEST_BODY:
-                raise BodyTooLarge
+                raise HTTPException(413, too_large)  # more came than was announced
             return message
 
         async def with_headers(message: Message) -> None:
@@ -71,14 +72,7 @@ class Guard:
                 message = {"type": "http.response.body", "body": b"", "more_body": message.get("more_body", False)}
             await send(message)
 
-        try:
-            await self.app(scope, counted, with_headers)
-        except BodyTooLarge:
-            await too_large(scope, receive, with_headers)
-
-
-class BodyTooLarge(Exception):
-    """More came than was announced or allowed."""
+        await self.app(scope, counted, with_headers)
 
 
 class ReaderLimit:

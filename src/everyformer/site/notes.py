@@ -28,5 +28,9 @@ def sections(markdown: str) -> str:
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(4, int(token.tag[1]) + 1)}"
     html = _MARKDOWN.renderer.render(tokens, _MARKDOWN.options, {})
-    # Links into the checkout lead nowhere on the page; their text stays.
-    return nh3.clean(html, tags=_TAGS, attributes={"a": {"href"}}, url_schemes={"https"})
+    return nh3.clean(html, tags=_TAGS, attributes={"a": {"href"}}, attribute_filter=_outside)
+
+
+def _outside(_tag: str, _name: str, address: str) -> str | None:
+    """A link's address, unless it leads into the checkout, which is not on the page: then its text stays."""
+    return address if address.startswith("https://") else None
