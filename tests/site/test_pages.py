@@ -1,5 +1,6 @@
 """What a reader sees: the front page and the papers' pages, as text."""
 
+import datetime
 import re
 
 import pytest
@@ -8,11 +9,15 @@ from everyformer import catalog
 from everyformer.site import display, notes
 from everyformer.site.catalogue import import_catalogue
 
+from .conftest import Clock, open_page, plain_settings
 
-@pytest.fixture
-def full_page(site_page):
-    import_catalogue(site_page.site)
-    return site_page
+
+@pytest.fixture(scope="module")
+def full_page(tmp_path_factory):
+    """The catalogue's papers; what tests add to it is of another day."""
+    for page in open_page(plain_settings(tmp_path_factory.mktemp("pages")), Clock()):
+        import_catalogue(page.site)
+        yield page
 
 
 def text_of(answer):
@@ -79,7 +84,7 @@ def test_every_paper_has_a_page_with_its_claims(full_page, slug):
 def test_a_paper_is_found_by_its_identifier_and_keeps_one_address(full_page):
     answer = full_page.client.get("/papers/2310.06625")
     assert (answer.status_code, answer.headers["location"]) == (308, "/papers/itransformer")
-    full_page.add_paper("cs/0112017", title="An old one")
+    full_page.add_paper("cs/0112017", title="An old one", submitted_on=datetime.date(2020, 1, 1))
     assert "An old one" in full_page.client.get("/papers/cs/0112017").text
     assert full_page.client.get("/papers/nothing").status_code == 404
 
@@ -103,8 +108,6 @@ def test_a_plot_has_its_text_alternative(full_page):
 
 
 def test_dates_are_short_and_have_a_year_only_when_it_is_another():
-    import datetime
-
     today = datetime.date(2026, 11, 25)
     assert display.day(datetime.date(2026, 2, 14), today) == "Feb 14"
     assert display.day(datetime.date(2024, 10, 23), today) == "Oct 23, 2024"
