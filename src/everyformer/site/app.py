@@ -44,7 +44,8 @@ def create_app(settings: Settings | None = None, *, now: Clock = utc_now) -> Fas
         dependencies=[Depends(check_form)],
     )
     app.state.site = site
-    for module in (feed, papers, search, community, account, subscriptions, runs, syndication, api):
+    # The text of a paper's page ends in .md and is asked for before the page, whose address takes any ending.
+    for module in (feed, syndication, papers, search, community, account, subscriptions, runs, api):
         app.include_router(module.router)
     app.mount("/static", ImmutableFiles(directory=STATIC), name="static")
     app.add_exception_handler(SignInNeeded, _to_sign_in)
