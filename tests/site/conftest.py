@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import datetime
+import email
+import email.policy
 import os
 import shutil
 import signal
@@ -18,7 +21,7 @@ import psutil
 import pytest
 from fastapi.testclient import TestClient
 
-from everyformer.site import models
+from everyformer.site import mail, models
 from everyformer.site.app import create_app
 from everyformer.site.database import Database
 from everyformer.site.settings import Settings
@@ -87,11 +90,20 @@ class Page:
         (client or self.client).cookies.set(SESSION_COOKIE, cookie)
         return person.id
 
+    def letters(self) -> list[EmailMessage]:
+        """Send what is due; every message so far, the oldest first."""
+        asyncio.run(mail.send_due(self.site))
+        files = sorted((self.site.settings.data / "mail").glob("*.eml"), key=lambda file: int(file.name.split(".")[0]))
+        return [email.message_from_bytes(file.read_bytes(), policy=email.policy.default) for file in files]
+
     def form(self, client: TestClient | None = None, **fields: str) -> dict[str, str]:
         """``fields`` with what a form of ours carries."""
         client = client or self.client
-        client.cookies.set(FORM_COOKIE, "form-cookie")
-        return {"form": self.site.signer("form").dumps("form-cookie"), **fields}
+        cookie = next((one.value for one in client.cookies.jar if one.name == FORM_COOKIE), None)
+        if cookie is None:
+            cookie = "form-cookie"
+            client.cookies.set(FORM_COOKIE, cookie)
+        return {"form": self.site.signer("form").dumps(cookie), **fields}
 
 
 def _postgresql_tools() -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import html
 import unicodedata
 
 import nh3
@@ -51,7 +52,7 @@ def read(text: str) -> str:
     text = "".join(letter for letter in text if unicodedata.category(letter) not in ("Cc", "Cs") or letter in "\n\t")
     if len(text) > LONGEST:
         raise Unwritable(f"A comment may have {LONGEST:,} characters, this one has {len(text):,}.")
-    seen = nh3.clean(render(text), tags=set())
+    seen = html.unescape(nh3.clean(render(text), tags=set()))
     if all(letter.isspace() or unicodedata.category(letter) == "Cf" for letter in seen):
         raise Unwritable("A comment needs some words.")
     return text

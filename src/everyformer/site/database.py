@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, CursorResult, Engine, Executable, create_engine, event, make_url
+from sqlalchemy import Connection, CursorResult, Engine, Executable, create_engine, event, literal, make_url
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -49,7 +49,8 @@ class Database:
     def insert_once(self, session: Session, table: type[Any], unique: list[str], values: dict[str, Any]) -> bool:
         """Insert a row unless one with the same ``unique`` columns is there; whether it was inserted."""
         insert = sqlite.insert if self.is_sqlite else postgresql.insert
-        return changed(session, insert(table).values(values).on_conflict_do_nothing(index_elements=unique)) == 1
+        statement = insert(table).values(values).on_conflict_do_nothing(index_elements=unique)
+        return session.execute(statement.returning(literal(1))).first() is not None
 
     def close(self) -> None:
         """Give back every connection."""
