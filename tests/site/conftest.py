@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import datetime
 import email
@@ -214,25 +215,29 @@ class Server:
 
     def helpers(self, module: str) -> list[int]:
         """The processes beside it that run ``module``."""
-        return [child.pid for child in psutil.Process(self.process.pid).children() if module in child.cmdline()]
+        found = []
+        for child in psutil.Process(self.process.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found += [child.pid] if module in child.cmdline() else []
+        return found
 
     def end(self, number: signal.Signals = signal.SIGINT) -> int:
         self.process.send_signal(number)
         return self.process.wait(20)
 
 
-@pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[Callable[..., Server]]:
     """Starts servers on one folder; what is left of them, runs included, is killed at the end."""
     started: list[Server] = []
 
-    def start(*words: str, data: Path = tmp_path / "data", **settings: str) -> Server:
+    def start(*words: str, data: Path = folder / "data", **settings: str) -> Server:
         given = {"PROCESSES": "1", "REQUESTS_PER_MINUTE": "0", "SECRET": "of the tests"} | settings
         process = subprocess.Popen(
             [sys.executable, "-m", "everyformer", "serve", "--port", "0", "--data", str(data), *words],
             stdout=subprocess.PIPE,
             text=True,
-            cwd=tmp_path,
+            cwd=folder,
             env=os.environ | {f"EVERYFORMER_SITE_{name}": value for name, value in given.items()},
         )
         assert process.stdout is not None
@@ -243,11 +248,20 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
         started.append(server)
         return server
 
-    yield start
-    for server in started:
-        server.database.close()
-        if server.process.poll() is None:
-            server.end()
-    for process in psutil.process_iter(["cmdline"]):
-        if str(tmp_path) in " ".join(process.info["cmdline"] or ()):
-            process.kill()
+    try:
+        yield start
+    finally:
+        for server in started:
+            server.database.close()
+            if server.process.poll() is None:
+                server.end()
+        for process in psutil.process_iter(["cmdline"]):
+            if str(folder) in " ".join(process.info["cmdline"] or ()):
+                process.kill()
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Starts servers on the test's own folder."""
+    with serving(tmp_path) as start:
+        yield start
