@@ -14,11 +14,11 @@ import pytest
 import sqlalchemy as sa
 
 from everyformer import catalog
-from everyformer.site import runs, worker
+from everyformer.site import people, runs, worker
 from everyformer.site.database import Database
 from everyformer.site.models import Run
 from everyformer.site.web import Site, utc_now
-from everyformer.site.worker import Chores, Watched, Worker
+from everyformer.site.worker import Chore, Watched, Worker
 
 # Its first argument is the run's folder; a file "go" there lets it end, a file "seed" stands for work already done.
 CLAIM = """
@@ -316,20 +316,34 @@ def test_a_command_names_the_claim_the_scale_and_the_folder(site_page, tmp_path)
     ]  # fmt: skip
 
 
-def test_a_chore_that_fails_is_tried_again_later_and_stops_nothing(site_page, monkeypatch, caplog):
-    done = []
+def test_a_chore_that_fails_is_tried_again(site_page, monkeypatch, caplog):
+    tried = []
 
-    def broken(site):
-        raise RuntimeError("no mail today")
+    def fetch_water(site):
+        tried.append(site)
+        if len(tried) == 1:
+            raise RuntimeError("the well is dry")
 
-    monkeypatch.setattr(worker, "CHORES", {broken: 0.0, done.append: 0.0})
+    monkeypatch.setattr(Chore, "AFTER_FAILURE", 0.0)
     stopping = threading.Event()
-    chores = Chores(site_page.site, stopping)
-    chores.start()
-    wait_for(lambda: len(done) >= 2)
+    chore = Chore(site_page.site, stopping, fetch_water, 0.0)
+    chore.start()
+    wait_for(lambda: len(tried) > 2)
     stopping.set()
-    chores.join(5)
-    assert [record.getMessage() for record in caplog.records] == ["broken failed"]
+    chore.join(5)
+    assert not chore.is_alive()
+    assert [record.getMessage() for record in caplog.records] == ["fetch_water failed"]
+
+
+def test_the_worker_sends_mail_and_makes_the_index(site_page):
+    site = Site(site_page.site.settings, site_page.database)
+    for number, text in enumerate(("attention for graphs", "video diffusion", "attention for video")):
+        site_page.add_paper(f"2401.0000{number}", title=text)
+    people.send_link(site, "ada@example.org", "/")
+    for chore in worker.CHORES:
+        chore(site)
+    assert len(list((site.settings.data / "mail").iterdir())) == 1
+    assert site.semantic.answers("graph attention", 1) == [1]
 
 
 def test_a_worker_started_by_hand_on_an_empty_queue_ends_at_sigterm(tmp_path):

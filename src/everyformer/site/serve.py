@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -20,12 +21,14 @@ from types import FrameType
 
 import uvicorn
 
+from everyformer.site import people
 from everyformer.site.app import create_app
 from everyformer.site.catalogue import import_catalogue
 from everyformer.site.database import Database
 from everyformer.site.settings import Settings
 from everyformer.site.web import Site
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 LONGEST_PAUSE = 30.0
 
 
@@ -43,6 +46,8 @@ def serve(*, worker: bool = True, **given: object) -> None:
     site = Site(settings, database)
     import_catalogue(site)
     settings.signing_key()  # made before several processes want it
+    is_local = settings.host in LOOPBACK and not settings.smtp_host
+    invitation = people.curator_link(site) if is_local else ""
     database.close()
 
     shared = os.environ | {
@@ -67,6 +72,8 @@ def serve(*, worker: bool = True, **given: object) -> None:
 
     def started() -> None:
         print(f"everyformer is at {settings.public_url}", flush=True)
+        if invitation:
+            print(f"Sign in as a curator, once: {invitation}", flush=True)
         for helper in helpers:
             helper.start()
 
@@ -84,7 +91,9 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        raise OSError(f"{host}:{port}: {error.strerror or error}; --port 0 takes a free port") from error
+        if error.errno == errno.EADDRINUSE:
+            raise OSError(f"port {port} on {host} is taken; name another with --port, or 0 for a free one") from error
+        raise OSError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
 
 
 def answer(

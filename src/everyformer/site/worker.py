@@ -7,6 +7,7 @@ and starting time. Whoever looks after a run holds a lease on it and renews it; 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import dataclasses
 import datetime
@@ -29,8 +30,8 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from everyformer.catalog import Result
-from everyformer.site import runs
-from everyformer.site.database import Database
+from everyformer.site import digests, mail, people, runs, semantic
+from everyformer.site.database import Database, changed
 from everyformer.site.models import Run
 from everyformer.site.settings import Settings
 from everyformer.site.web import Site
@@ -214,7 +215,7 @@ class Worker:
         """Change a run that is still ours: its lease is the one we gave it."""
         ours = sa.update(Run).where(Run.id == number, Run.state == "running", Run.lease_until == lease)
         with self.site.database.write() as session:
-            return bool(session.execute(ours.values(**values)).rowcount)  # type: ignore[attr-defined]
+            return changed(session, ours.values(**values)) == 1
 
     def _adopt(self) -> None:
         """Take over runs whose lease ran out. What ran on another machine counts as gone: it cannot be seen from here."""
@@ -283,32 +284,41 @@ def last_lines(site: Site, number: int) -> str:
     return "\n".join(text.strip().splitlines()[-20:])[-4000:]
 
 
-class Chores(threading.Thread):
-    """What is due now and then, beside the runs; a chore that fails is logged and tried again after a minute."""
+class Chore(threading.Thread):
+    """Something that is due every so many seconds, beside the runs; a failure is logged and tried again in a minute.
 
-    def __init__(self, site: Site, stopping: threading.Event) -> None:
-        super().__init__(daemon=True, name="chores")
-        self.site, self.stopping = site, stopping
-        self.due: dict[Callable[[Site], None], float] = dict.fromkeys(CHORES, 0.0)
+    Each has its own thread: a mail does not wait until an index of a hundred thousand papers is made.
+    """
+
+    AFTER_FAILURE = 60.0
+
+    def __init__(self, site: Site, stopping: threading.Event, do: Callable[[Site], object], seconds: float) -> None:
+        super().__init__(daemon=True, name=do.__name__)
+        self.site, self.stopping, self.do, self.seconds = site, stopping, do, seconds
 
     def run(self) -> None:
         """Until stopped."""
-        while not self.stopping.wait(EVERY):
-            for chore, seconds in CHORES.items():
-                if self.due[chore] <= time.monotonic():
-                    self.due[chore] = time.monotonic() + self.do(chore, seconds)
-
-    def do(self, chore: Callable[[Site], None], seconds: float) -> float:
-        """Do one; seconds until it is due again."""
-        try:
-            chore(self.site)
-            return seconds
-        except Exception:
-            log.exception("%s failed", chore.__name__)
-            return 60.0
+        pause = 0.0
+        while not self.stopping.wait(pause):
+            try:
+                self.do(self.site)
+                pause = self.seconds
+            except Exception:
+                log.exception("%s failed", self.name)
+                pause = self.AFTER_FAILURE
 
 
-CHORES: dict[Callable[[Site], None], float] = {}
+def send_mail(site: Site) -> None:
+    """Send what is in the outbox."""
+    asyncio.run(mail.send_due(site))
+
+
+CHORES: dict[Callable[[Site], object], float] = {
+    send_mail: 1.0,
+    digests.queue_due: 60.0,
+    semantic.refit: 10.0,
+    people.tidy: 3600.0,
+}
 
 
 def main() -> None:
@@ -327,7 +337,8 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    Chores(site, worker.stopping).start()
+    for chore, seconds in CHORES.items():
+        Chore(site, worker.stopping, chore, seconds).start()
     worker.work()
     site.database.close()
 
