@@ -243,6 +243,8 @@ NOTICES = {
     "signed-out-everywhere": "You are signed out everywhere.",
     "signed-in": "You are signed in.",
     "welcome": "You are signed in. The name that others see can be changed on your account.",
+    "submitted": "It is on the page now. Thank you.",
+    "known": "It is here already.",
     "renamed": "Your name is changed.",
     "account-deleted": "Your account is deleted.",
     "comment-deleted": "The comment is deleted.",

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated
 
-from fastapi import APIRouter, Form, HTTPException, Request
+import sqlalchemy as sa
+from fastapi import APIRouter, Form, HTTPException, Request, UploadFile
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from everyformer.site import comments, people
+from everyformer.site import comments, importers, people
+from everyformer.site.arxiv import arxiv_id
 from everyformer.site.models import Comment, Paper, Person
 from everyformer.site.routes.papers import find_paper
-from everyformer.site.web import APerson, ASite, Number, allow, local_address, page, see_other
+from everyformer.site.web import APerson, ASite, Number, Site, allow, local_address, page, see_other
 
 router = APIRouter(include_in_schema=False)
 
 Text = Annotated[str, Form()]
+LARGEST_UPLOAD = 2**20
+MOST_PAPERS = 100
 
 
 @router.post("/papers/{key:path}/vote")
@@ -75,6 +81,75 @@ def add_comment(
     except comments.Unwritable as error:
         wrong = str(error)
     return _comment_page(request, person, paper, text, preview=preview, wrong=wrong, quoted=quoted)
+
+
+@router.get("/submit")
+def submit(request: Request, person: APerson) -> Response:
+    """The form for a paper that is not here yet."""
+    return _submit_page(request, person)
+
+
+@router.post("/submit")
+def take_submission(
+    request: Request, site: ASite, person: APerson, arxiv: Text = "", file: UploadFile | None = None
+) -> Response:
+    """Put a paper on the page, from arXiv or from a file; who names one that is here is led to it."""
+    allow(site, "submit", str(person.id), 50, 86400)
+    upload = file.file.read(LARGEST_UPLOAD + 1) if file else b""
+    try:
+        if upload:
+            found = _uploaded(upload, person)
+        else:
+            identifier = _identifier(arxiv)
+            with site.database.read() as session:
+                known = session.scalar(sa.select(Paper).where(Paper.arxiv == identifier))
+            if known:
+                return see_other(f"/papers/{known.key}", "known")
+            if not site.settings.network:
+                raise ValueError("This paper is new here, and this page does not ask arXiv: add arXiv's file about it")
+            found = importers.fetch(site, [identifier])
+        added = _add(site, person, found)
+    except ValueError as error:
+        return _submit_page(request, person, arxiv[:200], f"{error}.")
+    except IntegrityError:
+        return _submit_page(request, person, arxiv[:200], "Somebody submitted the same just now. Send it once more.")
+    with site.database.read() as session:
+        keys = [find_paper(session, paper.arxiv).key for paper in found[:2]]
+    return see_other(f"/papers/{keys[0]}" if len(keys) == 1 else "/?view=newest", "submitted" if added else "known")
+
+
+def _identifier(text: str) -> str:
+    try:
+        return arxiv_id(text)
+    except ValueError as error:
+        raise ValueError(f"The paper {error}" if text.strip() else "Name a paper, or choose a file") from None
+
+
+def _uploaded(data: bytes, person: Person) -> list[importers.Found]:
+    """The papers of a file. What only this page or its curators may say is left out for others."""
+    if len(data) > LARGEST_UPLOAD:
+        raise ValueError("The file may have 1 MB")
+    found = importers.read(data)
+    if not 0 < len(found) <= MOST_PAPERS:
+        raise ValueError(f"The file must hold 1 to {MOST_PAPERS} papers, this one has {len(found)}")
+    if person.role == "curator":
+        return found
+    return [dataclasses.replace(paper, summary="", submitted_at=None, comments=0, tags=[]) for paper in found]
+
+
+def _add(site: Site, person: Person, found: list[importers.Found]) -> int:
+    """Add what is new, the number of papers; those that are here are changed by curators only."""
+    with site.database.write() as session:
+        if person.role != "curator":
+            wanted = [paper.arxiv for paper in found]
+            known = set(session.scalars(sa.select(Paper.arxiv).where(Paper.arxiv.in_(wanted))))
+            found = [paper for paper in found if paper.arxiv not in known]
+        return importers.store(site, session, found, submitted_by=person.id).added
+
+
+def _submit_page(request: Request, person: Person, arxiv: str = "", wrong: str = "") -> Response:
+    status = 422 if wrong else 200
+    return page(request, "submit.html", person, status=status, arxiv=arxiv, wrong=wrong, most=MOST_PAPERS)
 
 
 @router.get("/comments/{number}/reply")
