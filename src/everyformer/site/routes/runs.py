@@ -9,18 +9,16 @@ from collections.abc import AsyncIterator
 from typing import Annotated
 
 import sqlalchemy as sa
-from fastapi import APIRouter, Form, Header, HTTPException, Path, Query, Request
+from fastapi import APIRouter, Form, Header, HTTPException, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from everyformer.site import display, runs
 from everyformer.site.models import ClaimRow, Paper, Run
-from everyformer.site.web import ASite, Curator, Site, Visitor, address_of, allow, page, see_other
+from everyformer.site.web import ASite, Curator, Number, Site, Visitor, address_of, allow, page, see_other
 
 router = APIRouter(include_in_schema=False)
-
-Number = Annotated[int, Path(ge=1, le=2**31 - 1)]
 
 LOOK_EVERY = 0.5
 HEARTBEAT = 15.0
