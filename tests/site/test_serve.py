@@ -203,3 +203,9 @@ def test_listeners_are_counted_and_leave_their_place(serve):
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def test_the_page_starts_without_what_only_runs_need():
+    heavy = "import sys, everyformer.site.serve; print({'torch', 'sklearn', 'matplotlib', 'pandas'} & set(sys.modules))"
+    told = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
+    assert told.stdout == "set()\n"

@@ -124,7 +124,7 @@ def test_a_run_is_started_watched_and_its_result_kept(any_site, result):
     assert (run.state, run.verdict, run.slot, run.process) == ("finished", result["verdict"], None, None)
     assert run.result == json.loads(json.dumps(result))
     assert run.finished_at > run.started_at
-    assert "$ everyformer run mesa.limit --scale smoke\nbegins\n" in runs.read_log(any_site, 1)[0]
+    assert "$ everyformer run mesa.limit --scale smoke --seeds 1\nbegins\n" in runs.read_log(any_site, 1)[0]
     mine.stop()
 
 

@@ -159,8 +159,8 @@ class Worker:
         home.mkdir(parents=True, exist_ok=True)
         words = command(run, home)
         with runs.log_file(self.site, run.id).open("ab") as said:
-            again = ", going on" if run.attempts > 1 else ""
-            said.write(f"$ everyformer run {run.paper.slug}.{run.claim} --scale {run.scale}{again}\n".encode())
+            claim = f"{run.paper.slug}.{run.claim}"
+            said.write(f"$ everyformer run {claim} --scale {run.scale} --seeds {run.seeds}\n".encode())
             said.flush()
             # The shell waits for a word before it becomes the run. Should this worker die before the process is on
             # record, the word never comes, and no run goes on that nobody knows of.
