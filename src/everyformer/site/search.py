@@ -35,7 +35,7 @@ def search(
 
     ``within`` is the day, week or month in which they were submitted.
     """
-    if query.only_stop_words or not query.text:
+    if not query.terms and not query.filtered:
         return Listing([], False)
     words = _words_of(session)
     allowed = _allowed(words, query)

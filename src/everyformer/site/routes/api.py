@@ -174,10 +174,14 @@ class Claims(Shape):
 
 
 class DailyPaper(Shape):
-    """An entry of the daily list, in the form that existing clients read."""
+    """An entry of the daily list, in the form that existing clients read.
+
+    Its ``publishedAt`` is the day of the list, and null where the paper's own is: clients would take one for the other.
+    """
 
     paper: PaperOut
-    published_at: datetime.datetime
+    published_at: datetime.datetime | None
+    submitted_on_daily_at: datetime.datetime
     title: str
     summary: str
     num_comments: int
@@ -457,7 +461,8 @@ def _daily(papers: list[PaperOut]) -> list[DailyPaper]:
     return [
         DailyPaper(
             paper=paper,
-            published_at=paper.submitted_on_daily_at,
+            published_at=paper.submitted_on_daily_at if paper.published_at else None,
+            submitted_on_daily_at=paper.submitted_on_daily_at,
             title=paper.title,
             summary=paper.summary,
             num_comments=paper.num_comments,
