@@ -308,7 +308,7 @@ def main() -> None:
         fill(database, arguments.papers - papers)
         print(f"  {time.perf_counter() - began:.0f} s", file=sys.stderr)
     began = time.perf_counter()
-    semantic.refit_if_needed(site)
+    semantic.refit(site)
     fit = time.perf_counter() - began
     print(f"semantic index: {fit:.0f} s", file=sys.stderr)
     with database.read() as session:
