@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -113,22 +114,19 @@ def _postgresql_tools() -> Path | None:
 
 
 @pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgresql() -> Iterator[str]:
     """The URL of a PostgreSQL server started for these tests; skips where Debian's package is not installed."""
     tools = _postgresql_tools()
     if tools is None:
         pytest.skip("PostgreSQL is not installed")
-    home = tmp_path_factory.mktemp("postgresql")
+    # Not below pytest's own folder, which another session closes to all users but its own while this one runs.
+    home = Path(tempfile.mkdtemp(prefix="everyformer-postgresql-"))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     # The server refuses to run as root, as tests do in a container.
     as_user: list[str] = []
     if os.geteuid() == 0:
-        for folder in (home, *home.parents):
-            if folder == Path("/tmp"):
-                break
-            folder.chmod(0o755)
         shutil.chown(home, "postgres", "postgres")
         as_user = ["runuser", "-u", "postgres", "--"]
     data = home / "data"
@@ -140,6 +138,7 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield f"postgresql://postgres@127.0.0.1:{port}"
     finally:
         run(tools / "pg_ctl", "-D", data, "-m", "immediate", "stop")
+        shutil.rmtree(home)
 
 
 @pytest.fixture
