@@ -119,14 +119,17 @@ class Worker:
 
     def work(self) -> None:
         """Until stopped: a step every half second. Runs are left alone when the parent is gone."""
-        while not self.stopping.wait(EVERY):
+        pause = EVERY
+        while not self.stopping.wait(pause):
             if self.parent is not None and os.getppid() != self.parent:
                 log.info("the page is gone; runs go on and wait for the next worker")
                 return
             try:
                 self.step()
+                pause = EVERY
             except SQLAlchemyError as error:
                 log.error("database: %s", error)
+                pause = 10 * EVERY
         self.stop()
 
     def step(self) -> None:
