@@ -1,11 +1,14 @@
 """What can be typed into the search box, and what it finds, on both databases."""
 
+import concurrent.futures
 import datetime
 import json
 import re
+import threading
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from everyformer.site import search, semantic
 from everyformer.site.catalogue import import_catalogue
@@ -241,3 +244,18 @@ def test_similar_papers(catalogue):
         paper = session.query(Paper).filter_by(slug="icl_gd").one()
     near = [other.slug for other in search.similar(catalogue.site, paper)]
     assert "mesa" in near and "icl_gd" not in near and len(near) <= 5
+
+
+def test_many_readers_who_ask_first_at_once_need_one_connection_each(catalogue):
+    """The first question loads the index; forty that wait for it hold every connection there is."""
+    catalogue.site.semantic._loaded, catalogue.site.semantic._looked = None, -1.0
+    together = threading.Barrier(40)
+
+    def ask(number):
+        with catalogue.database.read() as session:
+            session.execute(sa.select(1))
+            together.wait(20)
+            return search.search(catalogue.site, session, parse(f"wavelet transform {number}")).papers[0].slug
+
+    with concurrent.futures.ThreadPoolExecutor(40) as pool:
+        assert set(pool.map(ask, range(40), timeout=20)) == {"wavemix"}

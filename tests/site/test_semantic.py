@@ -76,6 +76,11 @@ def vectors(page):
         return dict(session.execute(sa.select(PaperVector.paper_id, PaperVector.model)).tuples().all())
 
 
+def answers(page, text, count):
+    with page.database.read() as session:
+        return page.site.semantic.answers(session, text, count)
+
+
 def test_refit_fits_when_a_tenth_is_new_and_folds_in_before_that(any_page):
     assert refit(any_page.site) is False, "nothing to fit on"
     papers = [any_page.add_paper(f"2401.{number:05}", title=TEXTS[number % 6]).id for number in range(20)]
@@ -101,7 +106,7 @@ def test_another_embedder_is_a_reason_to_refit(site_page, monkeypatch):
     monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
     assert refit(site_page.site) is True
     assert models(site_page)[0].embedder.endswith(":Letters")
-    assert site_page.site.semantic.answers("paper one", 5)
+    assert answers(site_page, "paper one", 5)
 
 
 class Letters:
@@ -132,30 +137,30 @@ def test_an_embedder_that_is_not_there(name):
 def test_a_process_notices_new_papers_and_new_models(site_page, monkeypatch):
     monkeypatch.setattr(Index, "LOOK_EVERY", 0.0)
     index = site_page.site.semantic
-    assert index.answers("mice", 5) == []
+    assert answers(site_page, "mice", 5) == []
     for number in range(20):
         site_page.add_paper(f"2401.{number:05}", title=TEXTS[number % 6])
     refit(site_page.site)
-    before = index.answers("comets of mice", 30)
+    before = answers(site_page, "comets of mice", 30)
     assert len(before) >= 3
     late = site_page.add_paper("2402.00001", title="Mice and mice and mice")
     with site_page.database.write() as session:
         index.add(session, [late])
-    assert late.id in index.answers("mice", 30)
+    assert late.id in answers(site_page, "mice", 30)
     for number in range(5):
         site_page.add_paper(f"2403.{number:05}", title="Comets pass")
-    assert index.answers("comets", 30) == []
+    assert answers(site_page, "comets", 30) == []
     refit(site_page.site)
-    assert len(index.answers("comets", 30)) == 5
+    assert len(answers(site_page, "comets", 30)) == 5
 
 
 def test_the_index_is_asked_for_changes_once_a_second_at_most(site_page, monkeypatch):
     site_page.add_paper()
     refit(site_page.site)
     index = site_page.site.semantic
-    index.answers("paper", 1)
-    monkeypatch.setattr(index, "_look", lambda: pytest.fail("looked again"))
-    index.answers("paper", 1)
+    answers(site_page, "paper", 1)
+    monkeypatch.setattr(index, "_look", lambda session: pytest.fail("looked again"))
+    answers(site_page, "paper", 1)
 
 
 def test_cells_find_nearly_all_of_the_nearest(monkeypatch):
@@ -182,7 +187,7 @@ def test_a_vector_of_a_removed_paper_is_no_result(site_page):
     paper = site_page.add_paper(title="Mice")
     site_page.add_paper("2402.00001", title="Mice too")
     refit(site_page.site)
-    site_page.site.semantic.current()
+    answers(site_page, "mice", 5)
     with site_page.database.write() as session:
         session.delete(session.merge(paper))
     answer = site_page.client.get("/api/search", params={"q": "mice"})
@@ -201,7 +206,7 @@ app = create_app(Settings(_env_file=None, data={str(site_page.site.settings.data
 with TestClient(app, base_url="http://127.0.0.1:8000") as client:
     answer = client.get("/api/search", params={{"q": "cheaper long clips"}})
     assert answer.status_code == 200, answer.text
-    assert app.state.site.semantic.current() is not None
+    assert app.state.site.semantic._loaded is not None
 print([name for name in ("sklearn", "scipy", "torch") if name in sys.modules])
 """
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

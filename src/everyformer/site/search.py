@@ -53,8 +53,8 @@ def search(
 
 def similar(site: Site, paper: Paper, n: int = 5) -> list[Paper]:
     """The papers nearest in meaning; none while there is no semantic index."""
-    near = site.semantic.neighbours(paper, n)
     with site.database.read() as session:
+        near = site.semantic.neighbours(session, paper, n)
         found = {other.id: other for other in session.scalars(sa.select(Paper).where(Paper.id.in_(near)))}
     return [found[other] for other in near if other in found]
 
@@ -69,7 +69,7 @@ def ranks(
         narrowed = list(session.scalars(sa.select(Paper.id).where(*allowed).limit(RANKED + 1)))
         if len(narrowed) > RANKED:
             narrowed = None
-    by_meaning = site.semantic.answers(query.sentence, NEAREST, narrowed)
+    by_meaning = site.semantic.answers(session, query.sentence, NEAREST, narrowed)
     if allowed and narrowed is None and by_meaning:
         still = set(session.scalars(sa.select(Paper.id).where(Paper.id.in_(by_meaning), *allowed)))
         by_meaning = [paper for paper in by_meaning if paper in still]

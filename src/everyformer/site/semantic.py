@@ -337,27 +337,29 @@ class _Loaded:
 
 
 class Index:
-    """The semantic index of a site in this process; it looks for a new one at most once a second."""
+    """The semantic index of a site in this process; it looks for a new one at most once a second.
+
+    It uses the session of who asks: a second connection for each of many readers would be one too many.
+    """
 
     LOOK_EVERY = 1.0
 
-    def __init__(self, site: Site) -> None:
-        self.site = site
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._loaded: _Loaded | None = None
         self._looked = -self.LOOK_EVERY
 
-    def answers(self, text: str, count: int, among: Sequence[int] | None = None) -> list[int]:
+    def answers(self, session: Session, text: str, count: int, among: Sequence[int] | None = None) -> list[int]:
         """Papers about what ``text`` says, best first; nothing when there is no index yet or nothing is near."""
-        loaded = self.current()
+        loaded = self.current(session)
         if loaded is None:
             return []
         vector = loaded.embedder.encode([text], query=True)[0]
         return [paper for paper, cosine in loaded.nearest(vector, count, among) if cosine >= loaded.embedder.lowest]
 
-    def neighbours(self, paper: Paper, count: int) -> list[int]:
+    def neighbours(self, session: Session, paper: Paper, count: int) -> list[int]:
         """The papers nearest to ``paper``, without it."""
-        loaded = self.current()
+        loaded = self.current(session)
         if loaded is None:
             return []
         vector = loaded.embedder.encode([text_of(paper)])[0]
@@ -366,14 +368,14 @@ class Index:
 
     def add(self, session: Session, papers: Sequence[Paper]) -> None:
         """Fold papers in at once, when there is an index; they need their ``id``."""
-        loaded = self.current()
+        loaded = self.current(session)
         for start in range(0, len(papers) if loaded else 0, BATCH):
             some = papers[start : start + BATCH]
             assert loaded is not None
             vectors = loaded.embedder.encode([text_of(paper) for paper in some])
             _put(session, loaded.model, [paper.id for paper in some], vectors)
 
-    def current(self) -> _Loaded | None:
+    def current(self, session: Session) -> _Loaded | None:
         """The index as it is in memory, after a look for changes when the last one is a second ago."""
         if time.monotonic() - self._looked < self.LOOK_EVERY:
             return self._loaded
@@ -382,37 +384,34 @@ class Index:
             return self._loaded
         try:
             if time.monotonic() - self._looked >= self.LOOK_EVERY:
-                self._loaded = self._look()
+                self._loaded = self._look(session)
                 self._looked = time.monotonic()
             return self._loaded
         finally:
             self._lock.release()
 
-    def _look(self) -> _Loaded | None:
+    def _look(self, session: Session) -> _Loaded | None:
         before = self._loaded
-        with self.site.database.read() as session:
-            newest = sa.select(SemanticModel.name).order_by(SemanticModel.fitted_at.desc()).limit(1)
-            name = session.scalar(newest)
-            if name is None:
-                return None
-            of_model = sa.select(PaperVector.paper_id, PaperVector.vector).where(PaperVector.model == name)
-            if before is None or before.model != name:
-                row = latest_model(session)
-                assert row is not None
-                return _load(row.name, _restored(row), list(session.execute(of_model).tuples()))
-            count = session.scalar(sa.select(sa.func.count()).where(PaperVector.model == name)) or 0
-            if count <= len(before.papers):  # fewer: a new model is being written, or a paper was removed
-                return before
-            known = set(before.papers.tolist())
-            ids = session.scalars(sa.select(PaperVector.paper_id).where(PaperVector.model == name))
-            new = [paper for paper in ids if paper not in known]
-            more = [
-                row
-                for start in range(0, len(new), BATCH)
-                for row in session.execute(
-                    of_model.where(PaperVector.paper_id.in_(new[start : start + BATCH]))
-                ).tuples()
-            ]
+        newest = sa.select(SemanticModel.name).order_by(SemanticModel.fitted_at.desc()).limit(1)
+        name = session.scalar(newest)
+        if name is None:
+            return None
+        of_model = sa.select(PaperVector.paper_id, PaperVector.vector).where(PaperVector.model == name)
+        if before is None or before.model != name:
+            row = latest_model(session)
+            assert row is not None
+            return _load(row.name, _restored(row), list(session.execute(of_model).tuples()))
+        count = session.scalar(sa.select(sa.func.count()).where(PaperVector.model == name)) or 0
+        if count <= len(before.papers):  # fewer: a new model is being written, or a paper was removed
+            return before
+        known = set(before.papers.tolist())
+        ids = session.scalars(sa.select(PaperVector.paper_id).where(PaperVector.model == name))
+        new = [paper for paper in ids if paper not in known]
+        more = [
+            row
+            for start in range(0, len(new), BATCH)
+            for row in session.execute(of_model.where(PaperVector.paper_id.in_(new[start : start + BATCH]))).tuples()
+        ]
         return _load(name, before.embedder, more, before)
 
 

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from fastapi import Depends, HTTPException, Path, Request
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 
 from everyformer.site import display
 from everyformer.site.database import Database
@@ -74,7 +74,7 @@ class Site:
         """The semantic index as this process has it in memory."""
         from everyformer.site.semantic import Index
 
-        return Index(self)
+        return Index()
 
     @functools.cached_property
     def templates(self) -> Environment:
@@ -269,6 +269,18 @@ def page(
         **values,
     )
     return HTMLResponse(text, status)
+
+
+# A plot is opened by itself too, where its own style must be allowed; nothing else is.
+PLOT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
+
+
+def plot(file: Path, seconds: int) -> Response:
+    """A plot that browsers may keep for so many seconds; 404 when there is none."""
+    if not file.is_file():
+        raise HTTPException(404, "There is no such plot.")
+    headers = {"content-security-policy": PLOT_POLICY, "cache-control": f"public, max-age={seconds}"}
+    return FileResponse(file, media_type="image/svg+xml", headers=headers)
 
 
 def see_other(address: str, said: str = "") -> Response:
