@@ -6,15 +6,16 @@ import dataclasses
 import datetime
 import functools
 import hashlib
-import pathlib
 import secrets
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
+import fastapi
 import sqlalchemy as sa
-from fastapi import Depends, HTTPException, Path, Request
+from fastapi import Depends, HTTPException, Request
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 SESSION_COOKIE = "everyformer_session"
 FORM_COOKIE = "everyformer_form"
 SESSION_DAYS = 30
-STATIC = pathlib.Path(__file__).parent / "static"
+STATIC = Path(__file__).parent / "static"
 
 Clock = Callable[[], datetime.datetime]
 
@@ -134,7 +135,7 @@ ASite = Annotated[Site, Depends(site_of)]
 Visitor = Annotated[Person | None, Depends(visitor_of)]
 APerson = Annotated[Person, Depends(person_of)]
 Curator = Annotated[Person, Depends(curator_of)]
-Number = Annotated[int, Path(ge=1, lt=2**31)]  # of a row; databases take no larger one
+Number = Annotated[int, fastapi.Path(ge=1, lt=2**31)]  # of a row; databases take no larger one
 
 
 class SignInNeeded(Exception):
