@@ -30,6 +30,21 @@ def test_another_host_is_refused(site_page):
     assert site_page.client.get("/", headers={"host": "localhost:8000"}).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/papers/%00",
+        "/?tag=%00",
+        "/search?q=%00",
+        "/api/papers/%00",
+        "/api/daily_papers?submitter=%00",
+        "/feed.atom?tag=%00",
+    ],
+)
+def test_a_null_character_in_an_address_breaks_nothing(any_page, path):
+    assert any_page.client.get(path).status_code < 500
+
+
 def test_head_is_get_without_the_body(site_page):
     get, head = site_page.client.get("/"), site_page.client.head("/")
     assert (head.status_code, head.content) == (200, b"")

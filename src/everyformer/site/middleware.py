@@ -39,6 +39,9 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        # PostgreSQL takes no such character; as in HTML, it counts as the sign for an unknown one.
+        scope["path"] = scope["path"].replace("\0", "\ufffd")
+        scope["query_string"] = scope["query_string"].replace(b"%00", b"%EF%BF%BD")
         head = scope["method"] == "HEAD"
         if head:  # answered like GET, without the body
             scope["method"] = "GET"
