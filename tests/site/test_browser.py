@@ -282,6 +282,7 @@ def test_a_curator_runs_a_claim_and_watches_it_finish(visit, letters):
     expect(tab.locator(".state")).to_contain_text(re.compile("finished", re.IGNORECASE), timeout=90_000)
     expect(tab.locator(".log").last).to_contain_text("uat.positions")
     expect(tab.locator(".verdict")).to_have_count(1)
+    assert tab.locator("img.plot").evaluate("image => image.decode().then(() => image.naturalWidth)") > 300
     tab.goto("/papers/uat")
     expect(tab.locator(".runs")).to_contain_text("finished")
 

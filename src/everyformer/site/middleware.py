@@ -42,8 +42,9 @@ class Guard:
         # PostgreSQL takes no such character; as in HTML, it counts as the sign for an unknown one.
         scope["path"] = scope["path"].replace("\0", "\ufffd")
         scope["query_string"] = scope["query_string"].replace(b"%00", b"%EF%BF%BD")
-        head = scope["method"] == "HEAD"
-        if head:  # answered like GET, without the body
+        # Answered like GET, without the body; a stream of events has no other part.
+        head = scope["method"] == "HEAD" and not scope["path"].endswith("/events")
+        if head:
             scope["method"] = "GET"
         received = 0
         too_large = f"The body may have {LARGEST_BODY:,} bytes at most."

@@ -125,7 +125,7 @@ def _person(session: Session, site: Site, email: str) -> tuple[Person, bool]:
     is_new = site.database.insert_once(session, Person, ["email"], values)
     person = session.scalars(sa.select(Person).where(Person.email == email)).one()
     if is_new:  # not the address: others see the name
-        person.name = f"reader {person.id}"
+        person.name = "curator" if email == LOCAL_CURATOR else f"reader {person.id}"
     is_curator = email == LOCAL_CURATOR or email in site.settings.curator_addresses
     person.role = "curator" if is_curator else "reader"
     return person, is_new

@@ -62,7 +62,8 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _origin_of_the_address(self) -> Settings:
         if not self.public_url:
-            self.public_url = f"http://{self.host}:{self.port}"
+            host = f"[{self.host}]" if ":" in self.host else self.host
+            self.public_url = f"http://{host}:{self.port}"
         return self
 
     @property

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import functools
 import re
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from fastapi import APIRouter, HTTPException, Request
 from sqlalchemy.orm import Session
-from starlette.responses import FileResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 
 from everyformer import catalog
 from everyformer.site import notes, search
 from everyformer.site.comments import thread
 from everyformer.site.models import ClaimRow, Paper, Run
 from everyformer.site.routes.feed import marks
-from everyformer.site.web import ASite, Visitor, page
+from everyformer.site.web import ASite, Visitor, page, plot
 
 router = APIRouter(include_in_schema=False)
-
-# A plot is opened by itself too, where its own style must be allowed; nothing else is.
-PLOT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
-
 
 def find_paper(session: Session, key: str) -> Paper:
     """The paper of this slug or arXiv identifier; 404 when there is none."""
@@ -33,15 +30,13 @@ def find_paper(session: Session, key: str) -> Paper:
 
 
 @router.get("/papers/{key:path}/plots/{stem}.svg")
-def plot(key: str, stem: str, site: ASite) -> Response:
+def recorded_plot(key: str, stem: str, site: ASite) -> Response:
     """The plot of a recorded result."""
     if not re.fullmatch(r"[a-z0-9_]+\.[a-z0-9_]+\.(smoke|cpu|paper)", stem):
         raise HTTPException(404, "There is no such plot.")
-    for folder in filter(None, (site.settings.results, catalog.shipped_results())):
-        if (folder / f"{stem}.svg").is_file():
-            headers = {"content-security-policy": PLOT_POLICY, "cache-control": "public, max-age=3600"}
-            return FileResponse(folder / f"{stem}.svg", media_type="image/svg+xml", headers=headers)
-    raise HTTPException(404, "There is no such plot.")
+    folders = filter(None, (site.settings.results, catalog.shipped_results()))
+    found = (folder / f"{stem}.svg" for folder in folders)
+    return plot(next((file for file in found if file.is_file()), Path()), 3600)
 
 
 @router.get("/papers/{key:path}")

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from everyformer.site import display, runs
 from everyformer.site.models import ClaimRow, Paper, Run
-from everyformer.site.web import ASite, Curator, Number, Site, Visitor, address_of, allow, page, see_other
+from everyformer.site.web import ASite, Curator, Number, Site, Visitor, address_of, allow, page, plot, see_other
 
 router = APIRouter(include_in_schema=False)
 
@@ -89,6 +89,14 @@ def log(number: Number, site: ASite) -> Response:
         _there(session.get(Run, number))
     file = runs.log_file(site, number)
     return PlainTextResponse(runs.clean(site, file.read_bytes()) if file.is_file() else "")
+
+
+@router.get("/runs/{number}/plot.svg")
+def run_plot(number: Number, site: ASite) -> Response:
+    """What a finished run drew."""
+    with site.database.read() as session:
+        run = _there(session.get(Run, number))
+    return plot(runs.folder(site, number) / f"{run.paper.slug}.{run.claim}.{run.scale}.svg", 3600)
 
 
 @router.get("/runs/{number}/events")
