@@ -50,5 +50,10 @@ function watch() {
   });
 }
 
+// A form that was refused without leaving the page (too old, too often) is sent once more as a form, and so says why.
+document.addEventListener("htmx:responseError", (event) => {
+  if (event.detail.elt instanceof HTMLFormElement) event.detail.elt.submit();
+});
+
 walk();
 watch();
