@@ -78,7 +78,7 @@ def test_a_title_is_words_whatever_it_holds():
         ("verdict:good", '"direction only"'),
         ("-tag:video", "minus"),
         ("x" * (LONGEST + 1), f"{LONGEST} characters"),
-        ("nul\x00", "control"),
+        ("bell\x07", "control"),
     ],
 )
 def test_what_is_malformed_is_said(text, message, catalogue):

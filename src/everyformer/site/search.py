@@ -20,8 +20,8 @@ from everyformer.site.query import Query
 from everyformer.site.web import Site
 
 K = 60  # of reciprocal rank fusion: a rank is worth 1 / (K + rank)
-DEEPEST = 400  # ranks by words
-NEAREST = 200  # ranks by meaning
+DEEPEST = 200  # ranks by words
+NEAREST = 100  # ranks by meaning
 RANKED = 1000  # of more papers than these the newest are ranked: words that are everywhere tell little
 FEW = 10  # with fewer papers that have all words, those that have any of them follow
 
