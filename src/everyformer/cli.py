@@ -1,4 +1,4 @@
-"""The command line: everyformer list | show | run | verify | bench | new | table | serve."""
+"""The command line: everyformer list | show | run | verify | bench | new | table | serve | import."""
 
 from __future__ import annotations
 
@@ -387,6 +387,27 @@ def serve(
 
     told = {"port": port, "host": host, "data": data, "processes": processes}
     serving.serve(worker=worker, **{name: value for name, value in told.items() if value is not None})
+
+
+@app.command("import")
+def import_papers(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", exists=True, dir_okay=False)],
+    data: Annotated[Path | None, typer.Option(help="The folder of the page, as for serve.")] = None,
+) -> None:
+    """Put papers on the page: arXiv's Atom, the JSON of /api/daily_papers or /api/papers, or identifiers, a line each.
+
+    All of the files or, when one cannot be read, none.
+    """
+    from everyformer.site import importers
+    from everyformer.site.database import Database
+    from everyformer.site.settings import Settings
+    from everyformer.site.web import Site
+
+    settings = Settings(**({"data": data} if data else {}))
+    database = Database(settings.database_url)
+    database.migrate()
+    done = importers.import_files(Site(settings, database), files)
+    console.print(f"{done.added} new, {done.updated} told something new, {done.unchanged} known", highlight=False)
 
 
 if __name__ == "__main__":

@@ -225,3 +225,21 @@ def test_arxiv_can_fail(site_page, arxiv, monkeypatch):
 
 def test_only_arxiv_is_asked():
     assert importers.ARXIV.startswith("https://export.arxiv.org/")
+
+
+def test_the_command_line_imports_all_files_or_none(tmp_path, capsys, monkeypatch):
+    from everyformer import cli
+
+    good = FILES / "arxiv.atom"
+    half = tmp_path / "half.atom"
+    half.write_bytes(good.read_bytes()[:-200])
+    monkeypatch.setattr("sys.argv", ["everyformer", "import", str(good), str(half), "--data", str(tmp_path / "page")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2 and "half.atom" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["everyformer", "import", str(good), "--data", str(tmp_path / "page")])
+    for expected in ("0 told something new, 0 known", "0 new, 0 told something new"):
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 0
+        assert expected in capsys.readouterr().out

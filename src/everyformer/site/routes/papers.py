@@ -21,6 +21,7 @@ from everyformer.site.web import ASite, Visitor, page, plot
 
 router = APIRouter(include_in_schema=False)
 
+
 def find_paper(session: Session, key: str) -> Paper:
     """The paper of this slug or arXiv identifier; 404 when there is none."""
     found = session.scalar(sa.select(Paper).where(sa.or_(Paper.slug == key, Paper.arxiv == key)))
