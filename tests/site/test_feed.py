@@ -76,13 +76,13 @@ def test_trending_weighs_points_against_hours(any_page):
     any_page.add_paper("2601.00009", title="silent")
     expected = sorted(ages, key=lambda title: -ages[title][0] / (ages[title][1] + 2) ** 1.5)
     with any_page.database.read() as session:
-        assert titles(feed.trending(session, now, Filters())) == [*expected, "silent"]
-        later = now + datetime.timedelta(days=60)
+        assert titles(feed.trending(any_page.site, session, Filters())) == [*expected, "silent"]
         by_then = sorted(ages, key=lambda title: -ages[title][0] / (ages[title][1] + 60 * 24 + 2) ** 1.5)
         assert by_then != expected
-        assert titles(feed.trending(session, later, Filters())) == [*by_then, "silent"]
-        paged = [titles(feed.trending(session, now, Filters(), page, limit=1)) for page in range(5)]
+        paged = [titles(feed.trending(any_page.site, session, Filters(), page, limit=1)) for page in range(5)]
         assert paged == [[title] for title in [*expected, "silent"]] + [[]]
+        any_page.clock.forward(days=60)
+        assert titles(feed.trending(any_page.site, session, Filters())) == [*by_then, "silent"]
 
 
 def test_pages_join_without_gap_or_repetition(any_page):
@@ -91,7 +91,7 @@ def test_pages_join_without_gap_or_repetition(any_page):
     with any_page.database.read() as session:
         for ask in (
             lambda page: feed.newest(session, Filters(), page, 3),
-            lambda page: feed.trending(session, any_page.clock(), Filters(), page, 3),
+            lambda page: feed.trending(any_page.site, session, Filters(), page, 3),
         ):
             pages = [ask(page) for page in range(3)]
             assert [page.more for page in pages] == [True, True, False]

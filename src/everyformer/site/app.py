@@ -52,7 +52,7 @@ def create_app(settings: Settings | None = None, *, now: Clock = utc_now) -> Fas
     app.add_exception_handler(HTTPException, _failure)
     app.add_exception_handler(RequestValidationError, _invalid)
     # The last one added is the first to see a request.
-    app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=5)
+    app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=1)
     app.add_middleware(Guard, secure=settings.public_url.startswith("https://"))
     app.add_middleware(ReaderCache, seconds=settings.cache_seconds)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=settings.hosts, www_redirect=False)

@@ -27,8 +27,13 @@ class Database:
         self.is_sqlite = make_url(self.url).get_backend_name() == "sqlite"
         if self.is_sqlite and (file := make_url(self.url).database):
             Path(file).parent.mkdir(parents=True, exist_ok=True)
-        options: dict[str, Any] = {"connect_args": {"timeout": 10}} if self.is_sqlite else {"pool_pre_ping": True}
-        self.engine: Engine = create_engine(self.url, pool_size=8, max_overflow=32, **options)
+        # A connection for each thread that may want one; SQLite's are cheap and share their pages by the file's map.
+        options: dict[str, Any] = (
+            {"connect_args": {"timeout": 10}, "pool_size": 40}
+            if self.is_sqlite
+            else {"pool_pre_ping": True, "pool_size": 8}
+        )
+        self.engine: Engine = create_engine(self.url, max_overflow=32, **options)
         if self.is_sqlite:
             event.listen(self.engine, "connect", _prepare_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)
@@ -79,7 +84,7 @@ def changed(session: Session, statement: Executable) -> int:
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # transactions are begun by _begin_sqlite, not by the driver
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "cache_size = -65536"):
+    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "cache_size = -16384"):
         connection.execute(f"PRAGMA {pragma}")
 
 

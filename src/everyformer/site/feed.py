@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import re
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from everyformer.catalog import VERDICTS
 from everyformer.site.models import ClaimRow, Paper, PaperTag
+
+if TYPE_CHECKING:
+    from everyformer.site.web import Site
 
 View = Literal["day", "week", "month", "newest", "trending"]
 VIEWS: tuple[str, ...] = get_args(View)
@@ -107,46 +112,58 @@ class Filters:
         return statement
 
 
-@dataclasses.dataclass
 class Listing:
-    """A page of papers and whether there are more."""
+    """A page of papers, the first ``limit`` of the ``chosen`` numbers, and whether there are more.
 
-    papers: list[Paper]
-    more: bool
+    What chooses and sorts is thereby no longer than an index's entry; :attr:`papers` reads the papers themselves, while
+    ``session`` is open.
+    """
+
+    def __init__(self, session: Session, chosen: Sequence[int], limit: int) -> None:
+        self.session = session
+        self.numbers = list(chosen[:limit])
+        self.more = len(chosen) > limit
+
+    @functools.cached_property
+    def papers(self) -> list[Paper]:
+        """The papers in their order."""
+        asked = sa.select(Paper).where(Paper.id.in_(self.numbers))
+        found = {paper.id: paper for paper in self.session.scalars(asked)}
+        return [found[number] for number in self.numbers if number in found]
 
 
 def in_period(session: Session, period: Period, filters: Filters, page: int = 0, limit: int = PAGE) -> Listing:
     """The papers submitted in ``period``: most points first, among equals those that run here, then by date."""
     statement = filters.apply(
-        sa.select(Paper).where(Paper.submitted_on >= period.first, Paper.submitted_on < period.end)
+        sa.select(Paper.id).where(Paper.submitted_on >= period.first, Paper.submitted_on < period.end)
     ).order_by(Paper.points.desc(), Paper.runs_here.desc(), Paper.ordered_on.desc(), Paper.id.desc())
     return _page(session, statement, page, limit)
 
 
 def newest(session: Session, filters: Filters, page: int = 0, limit: int = PAGE) -> Listing:
     """All papers by date of publication."""
-    statement = filters.apply(sa.select(Paper)).order_by(Paper.ordered_on.desc(), Paper.id.desc())
+    statement = filters.apply(sa.select(Paper.id)).order_by(Paper.ordered_on.desc(), Paper.id.desc())
     return _page(session, statement, page, limit)
 
 
-def trending(session: Session, now: datetime.datetime, filters: Filters, page: int = 0, limit: int = PAGE) -> Listing:
-    """By (votes + comments / 2) / (hours + 2)^1.5; papers without either follow, the newest first.
-
-    The two parts are asked for one after the other, so that each is answered from its index.
-    """
+def ranking(session: Session, now: datetime.datetime, filters: Filters) -> list[int]:
+    """Every paper with votes or comments by (votes + comments / 2) / (hours + 2)^1.5, the highest first."""
     hours = _hours_since(session, now)
-    scored = filters.apply(sa.select(Paper).where(Paper.points > 0)).order_by(
-        (Paper.points / sa.func.power(hours + 2, 1.5)).desc(), Paper.id.desc()
-    )
-    count = session.scalar(filters.apply(sa.select(sa.func.count()).select_from(Paper).where(Paper.points > 0))) or 0
+    scored = sa.select(Paper.id).where(Paper.points > 0)
+    order = (Paper.points / sa.func.power(hours + 2, 1.5)).desc(), Paper.id.desc()
+    return list(session.scalars(filters.apply(scored).order_by(*order)))
+
+
+def trending(site: Site, session: Session, filters: Filters, page: int = 0, limit: int = PAGE) -> Listing:
+    """The papers of the :func:`ranking`, which is made twice a minute; those without votes and comments follow."""
+    ranked = site.remembered(("ranking", filters), 30, lambda: ranking(session, site.now(), filters))
     start = page * limit
-    found = list(session.scalars(scored.offset(start).limit(limit + 1))) if start < count else []
-    if len(found) <= limit:
-        rest = filters.apply(sa.select(Paper).where(Paper.points == 0)).order_by(
-            Paper.ordered_on.desc(), Paper.id.desc()
-        )
-        found += session.scalars(rest.offset(max(0, start - count)).limit(limit + 1 - len(found)))
-    return Listing(found[:limit], len(found) > limit)
+    chosen = list(ranked[start : start + limit + 1])
+    if len(chosen) <= limit:
+        silent = filters.apply(sa.select(Paper.id).where(Paper.points == 0))
+        silent = silent.order_by(Paper.ordered_on.desc(), Paper.id.desc())
+        chosen += session.scalars(silent.offset(max(0, start - len(ranked))).limit(limit + 1 - len(chosen)))
+    return Listing(session, chosen, limit)
 
 
 def latest_day(session: Session, today: datetime.date) -> datetime.date:
@@ -184,6 +201,5 @@ def _hours_since(session: Session, now: datetime.datetime) -> sa.ColumnElement[A
     return sa.func.greatest(sa.cast(seconds, sa.Float) / 3600, 0.0)
 
 
-def _page(session: Session, statement: sa.Select[Any], page: int, limit: int) -> Listing:
-    found = list(session.scalars(statement.offset(page * limit).limit(limit + 1)))
-    return Listing(found[:limit], len(found) > limit)
+def _page(session: Session, ordered: sa.Select[int], page: int, limit: int) -> Listing:
+    return Listing(session, session.scalars(ordered.offset(page * limit).limit(limit + 1)).all(), limit)

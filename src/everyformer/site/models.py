@@ -55,9 +55,9 @@ class Paper(Base):
 
     __tablename__ = "paper"
     __table_args__ = (
-        Index("ix_paper_submitted_on", "submitted_on", "points", "id"),
+        Index("ix_paper_submitted_on", "submitted_on", "points", "runs_here", "ordered_on", "id"),
         Index("ix_paper_ordered_on", "ordered_on", "id"),
-        Index("ix_paper_points", "points"),
+        Index("ix_paper_points", "points", "submitted_at", "ordered_on", "id"),
         Index("ix_paper_runs_here", "runs_here", "ordered_on", "id"),
     )
 

@@ -36,19 +36,16 @@ def search(
     ``within`` is the day, week or month in which they were submitted.
     """
     if not query.terms and not query.filtered:
-        return Listing([], False)
+        return Listing(session, [], limit)
     words = _words_of(session)
     allowed = _allowed(words, query)
     if within:
         allowed += [Paper.submitted_on >= within.first, Paper.submitted_on < within.end]
     start = page * limit
     if not query.terms and not query.phrases:
-        newest = sa.select(Paper).where(*allowed).order_by(Paper.ordered_on.desc(), Paper.id.desc())
-        found = list(session.scalars(newest.offset(start).limit(limit + 1)))
-        return Listing(found[:limit], len(found) > limit)
-    ranked = ranks(site, session, query, words, allowed)[start : start + limit + 1]
-    papers = {paper.id: paper for paper in session.scalars(sa.select(Paper).where(Paper.id.in_(ranked[:limit])))}
-    return Listing([papers[paper] for paper in ranked[:limit] if paper in papers], len(ranked) > limit)
+        newest = sa.select(Paper.id).where(*allowed).order_by(Paper.ordered_on.desc(), Paper.id.desc())
+        return Listing(session, session.scalars(newest.offset(start).limit(limit + 1)).all(), limit)
+    return Listing(session, ranks(site, session, query, words, allowed)[start : start + limit + 1], limit)
 
 
 def similar(site: Site, paper: Paper, n: int = 5) -> list[Paper]:

@@ -8,7 +8,7 @@ import functools
 import hashlib
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from fastapi import Depends, HTTPException, Request
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 
 from everyformer.site import display
@@ -26,6 +27,7 @@ from everyformer.site.models import Person, SignedIn, Spent
 from everyformer.site.settings import Settings
 
 if TYPE_CHECKING:
+    from everyformer.site.entries import Kept
     from everyformer.site.semantic import Index
 
 SESSION_COOKIE = "everyformer_session"
@@ -56,13 +58,18 @@ class Site:
         return self.settings.signing_key()
 
     @functools.cached_property
-    def _kept(self) -> dict[str, tuple[float, Any]]:
+    def _kept(self) -> dict[Hashable, tuple[float, Any]]:
         return {}
 
-    def remembered(self, name: str, seconds: float, make: Callable[[], Any]) -> Any:
-        """``make()``, or what it gave within the last ``seconds``: for what every page shows and hardly ever changes."""
+    def remembered(self, name: Hashable, seconds: float, make: Callable[[], Any]) -> Any:
+        """``make()``, or what it gave within the last ``seconds``: for what many pages need and readers may get late.
+
+        Nothing is kept where pages are not either.
+        """
         kept = self._kept.get(name)
-        if kept is None or time.monotonic() - kept[0] >= seconds:
+        if kept is None or not self.settings.cache_seconds or time.monotonic() - kept[0] >= seconds:
+            if len(self._kept) > 200:
+                self._kept.clear()
             kept = self._kept[name] = (time.monotonic(), make())
         return kept[1]
 
@@ -78,6 +85,13 @@ class Site:
         return Index()
 
     @functools.cached_property
+    def entries(self) -> Kept:
+        """Pieces of pages that were made lately."""
+        from everyformer.site.entries import Kept
+
+        return Kept()
+
+    @functools.cached_property
     def templates(self) -> Environment:
         """Jinja with everything escaped and unknown names refused."""
         environment = Environment(
@@ -86,6 +100,7 @@ class Site:
             undefined=StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
+            auto_reload=False,
         )
         environment.filters |= display.FILTERS
         environment.globals |= {"asset": asset, "settings": self.settings, "display": display}
@@ -116,7 +131,20 @@ def visitor_of(request: Request) -> Person | None:
         return found.person if found and found.expires_at > site.now() else None
 
 
-def person_of(request: Request, visitor: Annotated[Person | None, Depends(visitor_of)]) -> Person:
+# Dependencies. They are coroutines, because FastAPI sends each other function to a thread of its own.
+
+
+async def the_site(request: Request) -> Site:
+    """As :func:`site_of`."""
+    return site_of(request)
+
+
+async def the_visitor(request: Request) -> Person | None:
+    """As :func:`visitor_of`; only who has a cookie is looked up."""
+    return await run_in_threadpool(visitor_of, request) if SESSION_COOKIE in request.cookies else None
+
+
+async def person_of(request: Request, visitor: Annotated[Person | None, Depends(the_visitor)]) -> Person:
     """Who is signed in; others are sent to sign in, and come back to where they were."""
     if visitor is None:
         back = request.headers.get("referer", "") if request.method == "POST" else str(request.url)
@@ -124,15 +152,15 @@ def person_of(request: Request, visitor: Annotated[Person | None, Depends(visito
     return visitor
 
 
-def curator_of(person: Annotated[Person, Depends(person_of)]) -> Person:
+async def curator_of(person: Annotated[Person, Depends(person_of)]) -> Person:
     """The curator who is signed in; 403 for anybody else."""
     if person.role != "curator":
         raise HTTPException(403, "Only curators may do this.")
     return person
 
 
-ASite = Annotated[Site, Depends(site_of)]
-Visitor = Annotated[Person | None, Depends(visitor_of)]
+ASite = Annotated[Site, Depends(the_site)]
+Visitor = Annotated[Person | None, Depends(the_visitor)]
 APerson = Annotated[Person, Depends(person_of)]
 Curator = Annotated[Person, Depends(curator_of)]
 Number = Annotated[int, fastapi.Path(ge=1, lt=2**31)]  # of a row; databases take no larger one

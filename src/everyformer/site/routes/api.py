@@ -259,7 +259,7 @@ def list_papers(
         if period:
             listing = feed.in_period(session, period, filters, p, limit)
         elif view == "trending":
-            listing = feed.trending(session, site.now(), filters, p, limit)
+            listing = feed.trending(site, session, filters, p, limit)
         else:
             listing = feed.newest(session, filters, p, limit)
         return Papers(papers=_papers(site, session, listing.papers), p=p, more=listing.more)
@@ -295,7 +295,7 @@ def daily_papers(
     period = _period(date, week, month)
     with site.database.read() as session:
         if sort == "trending" and not period and not submitter:
-            found = feed.trending(session, site.now(), feed.Filters(), p, limit).papers
+            found = feed.trending(site, session, feed.Filters(), p, limit).papers
         else:
             statement = sa.select(Paper)
             if period:

@@ -6,12 +6,11 @@ import functools
 from typing import Annotated
 from urllib.parse import urlencode
 
-import sqlalchemy as sa
 from fastapi import APIRouter, HTTPException, Query, Request
 from starlette.responses import Response
 
 from everyformer.site import feed
-from everyformer.site.models import Saved, Vote
+from everyformer.site.entries import entries
 from everyformer.site.web import ASite, Visitor, page
 
 router = APIRouter(include_in_schema=False)
@@ -55,8 +54,8 @@ def front_page(
         elif view == "newest":
             listing = feed.newest(session, filters, p)
         else:
-            listing = feed.trending(session, site.now(), filters, p)
-        marked = marks(session, visitor.id, [paper.id for paper in listing.papers]) if visitor else (set(), set())
+            listing = feed.trending(site, session, filters, p)
+        pieces = entries(request, site, session, visitor, listing)
         tags = site.remembered("tags", 60, lambda: feed.tags(session)[:16])
     chosen = {"view": view, "tag": tag, "runs": "yes" if runs else "no" if runs is False else "", "verdict": verdict}
     if period:
@@ -72,21 +71,11 @@ def front_page(
         period=period,
         earlier=earlier,
         later=later,
-        papers=listing.papers,
-        voted=marked[0],
-        saved=marked[1],
+        entries=pieces,
         more=link(p=str(p + 1)) if listing.more else "",
         link=link,
         p=p,
         tags=tags,
-    )
-
-
-def marks(session: sa.orm.Session, person: int, papers: list[int]) -> tuple[set[int], set[int]]:
-    """Which of ``papers`` a person voted for, and which are saved."""
-    return tuple(  # type: ignore[return-value]
-        set(session.scalars(sa.select(table.paper_id).where(table.person_id == person, table.paper_id.in_(papers))))
-        for table in (Vote, Saved)
     )
 
 

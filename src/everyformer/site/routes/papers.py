@@ -15,8 +15,8 @@ from starlette.responses import RedirectResponse, Response
 from everyformer import catalog
 from everyformer.site import notes, search
 from everyformer.site.comments import thread
-from everyformer.site.models import ClaimRow, Paper, Run
-from everyformer.site.routes.feed import marks
+from everyformer.site.entries import marked
+from everyformer.site.models import ClaimRow, Paper, Run, Saved, Vote
 from everyformer.site.web import ASite, Visitor, page, plot
 
 router = APIRouter(include_in_schema=False)
@@ -51,7 +51,8 @@ def paper_page(key: str, request: Request, site: ASite, visitor: Visitor) -> Res
             sa.select(ClaimRow).where(ClaimRow.paper_id == paper.id).order_by(ClaimRow.position)
         ).all()
         runs = session.scalars(sa.select(Run).where(Run.paper_id == paper.id).order_by(Run.id.desc()).limit(8)).all()
-        voted, saved = marks(session, visitor.id, [paper.id]) if visitor else (set(), set())
+        voted = visitor is not None and bool(marked(session, Vote, visitor, [paper.id]))
+        saved = visitor is not None and bool(marked(session, Saved, visitor, [paper.id]))
         comments = thread(session, paper.id)
     return page(
         request,
@@ -60,8 +61,8 @@ def paper_page(key: str, request: Request, site: ASite, visitor: Visitor) -> Res
         paper=paper,
         claims=claims,
         runs=runs,
-        voted=paper.id in voted,
-        saved=paper.id in saved,
+        voted=voted,
+        saved=saved,
         comments=comments,
         similar=search.similar(site, paper),
         **_of_the_catalogue(paper.slug),

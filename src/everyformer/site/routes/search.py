@@ -9,9 +9,8 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from everyformer.site import search
-from everyformer.site.feed import Listing
+from everyformer.site.entries import entries
 from everyformer.site.query import Malformed, parse
-from everyformer.site.routes.feed import marks
 from everyformer.site.web import ASite, Visitor, page
 
 router = APIRouter(include_in_schema=False)
@@ -22,8 +21,7 @@ def search_page(
     request: Request, site: ASite, visitor: Visitor, q: str = "", p: Annotated[int, Query(ge=0, le=10_000)] = 0
 ) -> Response:
     """Papers for a query, with what the query language can do; a page of entries alone for htmx."""
-    listing, wrong, note = Listing([], False), "", ""
-    marked: tuple[set[int], set[int]] = (set(), set())
+    found, more, wrong, note = [], False, "", ""
     try:
         query = parse(q)
     except Malformed as error:
@@ -33,8 +31,7 @@ def search_page(
             note = "These words are in nearly every paper. Add one that says what you look for."
         with site.database.read() as session:
             listing = search.search(site, session, query, p)
-            if visitor:
-                marked = marks(session, visitor.id, [paper.id for paper in listing.papers])
+            found, more = entries(request, site, session, visitor, listing), listing.more
     return page(
         request,
         "entries.html" if p and "hx-request" in request.headers else "search.html",
@@ -43,10 +40,8 @@ def search_page(
         query=q,
         wrong=wrong,
         note=note,
-        papers=listing.papers,
-        voted=marked[0],
-        saved=marked[1],
-        more=f"/search?{urlencode({'q': q, 'p': p + 1})}" if listing.more else "",
+        entries=found,
+        more=f"/search?{urlencode({'q': q, 'p': p + 1})}" if more else "",
         p=p,
         feeds={kind: f"/feed.{kind}?{urlencode({'q': q})}" for kind in ("atom", "rss", "json")},
         subscribe=f"/subscribe?{urlencode({'scope': 'query', 'value': q})}",

@@ -119,7 +119,7 @@ def _listed(
     if view == "newest":
         return title, feed.newest(session, filters, 0, LARGEST).papers
     if view == "trending":
-        return title, feed.trending(session, site.now(), filters, 0, LARGEST).papers
+        return title, feed.trending(site, session, filters, 0, LARGEST).papers
     latest = filters.apply(sa.select(Paper)).order_by(Paper.submitted_on.desc(), Paper.id.desc())
     return title, list(session.scalars(latest.limit(LARGEST)))
 

@@ -120,9 +120,9 @@ def upgrade() -> None:
         sa.UniqueConstraint("slug", name="uq_paper_slug"),
     )
     op.create_index("ix_paper_ordered_on", "paper", ["ordered_on", "id"], unique=False)
-    op.create_index("ix_paper_points", "paper", ["points"], unique=False)
+    op.create_index("ix_paper_points", "paper", ["points", "submitted_at", "ordered_on", "id"])
     op.create_index("ix_paper_runs_here", "paper", ["runs_here", "ordered_on", "id"], unique=False)
-    op.create_index("ix_paper_submitted_on", "paper", ["submitted_on", "points", "id"], unique=False)
+    op.create_index("ix_paper_submitted_on", "paper", ["submitted_on", "points", "runs_here", "ordered_on", "id"])
 
     op.create_table(
         "signed_in",
