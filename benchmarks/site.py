@@ -5,7 +5,8 @@ interface, and asks from a process of its own, on the same two cores:
 
 - feed: 500 requests a second, sent when they are due whether or not earlier ones were answered; a request's time counts
   from when it was due;
-- search: 50 clients, each asking its next question as soon as the last one is answered, no question twice;
+- search: 50 clients, no question twice, in two ways: each asks its next question a second after the last one was
+  answered, as people do at their quickest; and each asks at once, which is as much as two cores can do;
 - first byte: from the start of `everyformer serve` on an empty folder to the first answer;
 - weight: what a browser loads for the front page and for the heaviest paper, compressed as it comes.
 """
@@ -44,7 +45,7 @@ from everyformer.site.web import Site
 
 AIMS = {"feed p50": 10.0, "feed p99": 50.0, "search p99": 150.0, "first byte": 3000.0, "page weight": 150.0}
 FEED_RATE, FEED_SECONDS = 500, 20
-SEARCH_CLIENTS, SEARCHES = 50, 4000
+SEARCH_CLIENTS, SEARCHES = 50, 2000
 
 
 class Grammar:
@@ -211,20 +212,22 @@ async def open_loop(port: int, paths: list[str], rate: int) -> list[float]:
     return times
 
 
-async def closed_loop(port: int, paths: list[str], clients: int) -> list[float]:
-    """Milliseconds of each request by ``clients`` that wait for one answer before they ask again."""
+async def closed_loop(port: int, paths: list[str], clients: int, pause: float = 0.0) -> list[float]:
+    """Milliseconds of each request by ``clients`` that wait for an answer, and then ``pause`` seconds, before the next."""
     times: list[float] = []
     left = iter(paths)
 
-    async def one() -> None:
+    async def one(wait: float) -> None:
         client = Client(port)
+        await asyncio.sleep(wait)
         for path in left:
             began = time.perf_counter()
             await client.get(path)
             times.append(1000 * (time.perf_counter() - began))
+            await asyncio.sleep(pause)
 
     began = time.perf_counter()
-    await asyncio.gather(*(one() for _ in range(clients)))
+    await asyncio.gather(*(one(pause * number / clients) for number in range(clients)))
     print(f"  {len(times) / (time.perf_counter() - began):.0f} requests/s", file=sys.stderr)
     return times
 
@@ -280,7 +283,7 @@ def spread(times: list[float]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--papers", type=int, default=100_000)
-    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--data", type=Path, help="keep the papers here, and use those that are here")
     parser.add_argument("--out", type=Path, default=Path("benchmarks"))
     parser.add_argument("--seconds", type=int, default=FEED_SECONDS)
@@ -317,13 +320,16 @@ def main() -> None:
 
     server = Server(data, "--no-worker", "--processes", str(arguments.processes))
     try:
-        asyncio.run(open_loop(server.port, feed_paths(200), 100))  # warm
+        questions = search_paths(2 * arguments.searches + 100)
+        asyncio.run(closed_loop(server.port, questions[:100], 4))  # warm
+        asyncio.run(open_loop(server.port, feed_paths(500), 100))
         feed_times = asyncio.run(open_loop(server.port, feed_paths(FEED_RATE * arguments.seconds), FEED_RATE))
         print("feed", spread(feed_times), file=sys.stderr)
-        questions = search_paths(arguments.searches + 100)
-        asyncio.run(closed_loop(server.port, questions[:100], 4))  # warm
-        search_times = asyncio.run(closed_loop(server.port, questions[100:], SEARCH_CLIENTS))
-        print("search", spread(search_times), file=sys.stderr)
+        half = 100 + arguments.searches
+        paced = asyncio.run(closed_loop(server.port, questions[100:half], SEARCH_CLIENTS, pause=1.0))
+        print("search, a second between", spread(paced), file=sys.stderr)
+        search_times = asyncio.run(closed_loop(server.port, questions[half:], SEARCH_CLIENTS))
+        print("search, at once", spread(search_times), file=sys.stderr)
     finally:
         server.stop()
     if arguments.data is None:
@@ -336,7 +342,8 @@ def main() -> None:
         "papers": papers,
         "processes": arguments.processes,
         "feed": {"rate per second": FEED_RATE, **spread(feed_times)},
-        "search": {"clients": SEARCH_CLIENTS, **spread(search_times)},
+        "search, a second between questions": {"clients": SEARCH_CLIENTS, **spread(paced)},
+        "search, at once": {"clients": SEARCH_CLIENTS, **spread(search_times)},
         "first byte ms": round(1000 * first_byte),
         "weight kB": weights,
         "aims": AIMS,

@@ -403,7 +403,7 @@ def import_papers(
     from everyformer.site.settings import Settings
     from everyformer.site.web import Site
 
-    settings = Settings(**({"data": data} if data else {}))
+    settings = Settings(data=data) if data else Settings()
     database = Database(settings.database_url)
     database.migrate()
     done = importers.import_files(Site(settings, database), files)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import Any
@@ -30,7 +32,10 @@ def create_app(settings: Settings | None = None, *, now: Clock = utc_now) -> Fas
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # In a thread, so that the first page need not wait for it; the first search finds it done.
+        reading = asyncio.create_task(asyncio.to_thread(_read_index, site))
         yield
+        await reading
         site.database.close()
 
     app = FastAPI(
@@ -58,6 +63,14 @@ def create_app(settings: Settings | None = None, *, now: Clock = utc_now) -> Fas
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=settings.hosts, www_redirect=False)
     app.add_middleware(ReaderLimit, per_minute=settings.requests_per_minute)
     return app
+
+
+def _read_index(site: Site) -> None:
+    with site.database.read() as session:
+        site.semantic.current(session)
+    # What is there now stays: looking through it for garbage again and again would stop every reader each time.
+    gc.collect()
+    gc.freeze()
 
 
 class ImmutableFiles(StaticFiles):

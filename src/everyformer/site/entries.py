@@ -51,14 +51,14 @@ def entries(request: Request, site: Site, session: Session, visitor: Person | No
         return [_make(site, paper, visitor, paper.id in voted, token, today) for paper in listing.papers]
     counts = sa.select(Paper.id, Paper.votes, Paper.comments).where(Paper.id.in_(listing.numbers))
     keys = {row[0]: (*row, today) for row in session.execute(counts)}
-    pieces = {number: site.entries.get(key) for number, key in keys.items()} if site.settings.cache_seconds else {}
-    if not all(pieces.get(number) for number in keys):
+    kept = site.entries if site.settings.cache_seconds else Kept()
+    pieces = {number: piece for number, key in keys.items() if (piece := kept.get(key))}
+    if len(pieces) < len(keys):
         for paper in listing.papers:
-            if not pieces.get(paper.id):
-                piece = _make(site, paper, None, False, None, today)
-                pieces[paper.id] = piece
-                site.entries.put((paper.id, paper.votes, paper.comments, today), piece)
-    return [piece for number in listing.numbers if (piece := pieces.get(number))]
+            if paper.id not in pieces:
+                pieces[paper.id] = _make(site, paper, None, False, None, today)
+                kept.put((paper.id, paper.votes, paper.comments, today), pieces[paper.id])
+    return [pieces[number] for number in listing.numbers if number in pieces]
 
 
 def marked(session: Session, table: type[Vote] | type[Saved], visitor: Person, papers: list[int]) -> set[int]:

@@ -8,11 +8,12 @@ import functools
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import AsyncIterator, Callable, Hashable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
+import anyio
 import fastapi
 import sqlalchemy as sa
 from fastapi import Depends, HTTPException, Request
@@ -83,6 +84,11 @@ class Site:
         from everyformer.site.semantic import Index
 
         return Index()
+
+    @functools.cached_property
+    def searching(self) -> anyio.Semaphore:
+        """The places of searches in this process."""
+        return anyio.Semaphore(2)
 
     @functools.cached_property
     def entries(self) -> Kept:
@@ -157,6 +163,12 @@ async def curator_of(person: Annotated[Person, Depends(person_of)]) -> Person:
     if person.role != "curator":
         raise HTTPException(403, "Only curators may do this.")
     return person
+
+
+async def its_turn(site: Annotated[Site, Depends(the_site)]) -> AsyncIterator[None]:
+    """Wait for one of few places: a search works for milliseconds, and many at once would only all be later."""
+    async with site.searching:
+        yield
 
 
 ASite = Annotated[Site, Depends(the_site)]

@@ -6,7 +6,7 @@ import datetime
 from typing import Annotated, Any, Literal
 
 import sqlalchemy as sa
-from fastapi import APIRouter, HTTPException, Query, Request
+from fastapi import APIRouter, Depends, HTTPException, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 from sqlalchemy.orm import Session
@@ -17,7 +17,7 @@ from everyformer.site import feed, search
 from everyformer.site.arxiv import arxiv_id
 from everyformer.site.models import ClaimRow, Paper, Person, Run
 from everyformer.site.query import LONGEST, Malformed, parse
-from everyformer.site.web import ASite, Site, Visitor, page
+from everyformer.site.web import ASite, Site, Visitor, its_turn, page
 
 
 class Shape(BaseModel):
@@ -265,7 +265,7 @@ def list_papers(
         return Papers(papers=_papers(site, session, listing.papers), p=p, more=listing.more)
 
 
-@router.get("/search", summary="Papers that a search finds, best first")
+@router.get("/search", summary="Papers that a search finds, best first", dependencies=[Depends(its_turn)])
 def find(site: ASite, q: Words, p: Number = 0, limit: Limit = feed.PAGE) -> Papers:
     """The search of the page, with its words, phrases and filters."""
     with site.database.read() as session:
@@ -273,7 +273,11 @@ def find(site: ASite, q: Words, p: Number = 0, limit: Limit = feed.PAGE) -> Pape
         return Papers(papers=_papers(site, session, listing.papers), p=p, more=listing.more)
 
 
-@router.get("/papers/search", summary="The same, in the form that existing clients read")
+@router.get(
+    "/papers/search",
+    summary="The same, in the form that existing clients read",
+    dependencies=[Depends(its_turn)],
+)
 def find_daily(site: ASite, q: Words = "", limit: Limit = 50) -> list[DailyPaper]:
     """The papers of a search as entries of the daily list."""
     with site.database.read() as session:

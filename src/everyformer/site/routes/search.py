@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import Annotated
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
 from everyformer.site import search
 from everyformer.site.entries import entries
 from everyformer.site.query import Malformed, parse
-from everyformer.site.web import ASite, Visitor, page
+from everyformer.site.web import ASite, Visitor, its_turn, page
 
 router = APIRouter(include_in_schema=False)
 
 
-@router.get("/search")
+@router.get("/search", dependencies=[Depends(its_turn)])
 def search_page(
     request: Request, site: ASite, visitor: Visitor, q: str = "", p: Annotated[int, Query(ge=0, le=10_000)] = 0
 ) -> Response:
