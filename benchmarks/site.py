@@ -7,6 +7,7 @@ interface, and asks from a process of its own, on the same two cores:
   from when it was due;
 - search: 50 clients, no question twice, in two ways: each asks its next question a second after the last one was
   answered, as people do at their quickest; and each asks at once, which is as much as two cores can do;
+- one search beside a peer's, in this process (`--peer`);
 - first byte: from the start of `everyformer serve` on an empty folder to the first answer;
 - weight: what a browser loads for the front page and for the heaviest paper, compressed as it comes.
 """
@@ -22,12 +23,15 @@ import json
 import os
 import random
 import re
+import runpy
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -36,7 +40,7 @@ import sqlalchemy as sa
 from everyformer import catalog
 from everyformer.lab import environment
 from everyformer.lab.files import write_atomic
-from everyformer.site import semantic
+from everyformer.site import query, search, semantic
 from everyformer.site.catalogue import import_catalogue
 from everyformer.site.database import Database
 from everyformer.site.models import Paper, PaperTag
@@ -280,6 +284,36 @@ def spread(times: list[float]) -> dict[str, float]:
     }
 
 
+def beside_peer(site: Site, file: Path) -> dict[str, object]:
+    """Milliseconds of a search, ours and a peer's in turn, in this process, over the same papers."""
+    peer = runpy.run_path(str(file))
+    with site.database.read() as session:
+        papers = [
+            {
+                "arxiv": paper.arxiv,
+                "title": paper.title,
+                "summary": paper.abstract or paper.summary,
+                "authors": paper.names,
+            }
+            for paper in session.scalars(sa.select(Paper))
+        ]
+    theirs = peer["prepare"](papers)
+    times: dict[str, list[float]] = {"everyformer": [], peer["NAME"]: []}
+    for path in search_paths(60):
+        words = urllib.parse.unquote_plus(path.partition("q=")[2])
+        for name, ask in (("everyformer", lambda words: _ask(site, words)), (peer["NAME"], theirs)):
+            began = time.perf_counter()
+            ask(words)
+            times[name].append(1000 * (time.perf_counter() - began))
+    median = {name: statistics.median(values[10:]) for name, values in times.items()}
+    return {"median ms": median, "ratio": median[peer["NAME"]] / median["everyformer"], "peer's commit": peer["COMMIT"]}
+
+
+def _ask(site: Site, words: str) -> list[Paper]:
+    with site.database.read() as session:
+        return search.search(site, session, query.parse(words)).papers
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--papers", type=int, default=100_000)
@@ -288,6 +322,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks"))
     parser.add_argument("--seconds", type=int, default=FEED_SECONDS)
     parser.add_argument("--searches", type=int, default=SEARCHES)
+    parser.add_argument("--peer", type=Path, help="a file with NAME, COMMIT and prepare(papers) -> search(words)")
     arguments = parser.parse_args()
     data = arguments.data or Path(tempfile.mkdtemp(prefix="everyformer-site-"))
     empty = Path(tempfile.mkdtemp(prefix="everyformer-site-"))
@@ -316,6 +351,7 @@ def main() -> None:
     print(f"semantic index: {fit:.0f} s", file=sys.stderr)
     with database.read() as session:
         papers = session.scalar(sa.select(sa.func.count()).select_from(Paper)) or 0
+    peer = beside_peer(site, arguments.peer) if arguments.peer else None
     database.close()
 
     server = Server(data, "--no-worker", "--processes", str(arguments.processes))
@@ -344,6 +380,7 @@ def main() -> None:
         "feed": {"rate per second": FEED_RATE, **spread(feed_times)},
         "search, a second between questions": {"clients": SEARCH_CLIENTS, **spread(paced)},
         "search, at once": {"clients": SEARCH_CLIENTS, **spread(search_times)},
+        "one search beside a peer": peer,
         "first byte ms": round(1000 * first_byte),
         "weight kB": weights,
         "aims": AIMS,

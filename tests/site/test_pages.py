@@ -42,6 +42,11 @@ def test_the_front_page_shows_the_day_with_facts_and_figures(full_page):
     assert "<html" not in alone and alone.count('<article class="entry"') == 9
 
 
+def test_the_feed_of_a_list_is_of_the_days_to_come(full_page):
+    assert 'href="/feed.atom"' in full_page.client.get("/?date=2026-11-25").text
+    assert 'href="/feed.rss?view=week&amp;tag=graph"' in full_page.client.get("/?week=2026-W48&tag=graph").text
+
+
 def test_filters_and_views_keep_each_other(full_page):
     html = full_page.client.get("/?view=newest&tag=graph").text
     assert html.count('<article class="entry"') == 1

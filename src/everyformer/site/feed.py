@@ -53,10 +53,6 @@ class Period:
         """The one that ends where this one begins."""
         return period_of(self.view, self.first - datetime.timedelta(days=1))
 
-    def after(self) -> Period:
-        """The one that begins where this one ends."""
-        return period_of(self.view, self.end)
-
 
 def period_of(view: str, day: datetime.date) -> Period:
     """The day, week or month that holds ``day``."""

@@ -15,7 +15,8 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from everyformer.site import display, runs
-from everyformer.site.models import ClaimRow, Paper, Run
+from everyformer.site.models import ClaimRow, Run
+from everyformer.site.routes.papers import find_paper
 from everyformer.site.web import ASite, Curator, Number, Site, Visitor, address_of, allow, page, plot, see_other
 
 router = APIRouter(include_in_schema=False)
@@ -38,9 +39,7 @@ def ask(
 ) -> Response:
     """Queue a run of a claim, or go to the one that is under way."""
     with site.database.read() as session:
-        paper = session.scalar(sa.select(Paper).where(sa.or_(Paper.slug == key, Paper.arxiv == key)))
-    if paper is None:
-        raise HTTPException(404, "There is no such paper here.")
+        paper = find_paper(session, key)
     try:
         runs.check(paper.slug, claim, scale, seeds)
         allow(site, "run", str(person.id), 30, 3600)
