@@ -343,7 +343,8 @@ def test_the_worker_sends_mail_and_makes_the_index(site_page):
     for chore in worker.CHORES:
         chore(site)
     assert len(list((site.settings.data / "mail").iterdir())) == 1
-    assert site.semantic.answers("graph attention", 1) == [1]
+    with site.database.read() as session:
+        assert site.semantic.answers(session, "graph attention", 1) == [1]
 
 
 def test_a_worker_started_by_hand_on_an_empty_queue_ends_at_sigterm(tmp_path):

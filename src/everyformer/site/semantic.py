@@ -379,19 +379,22 @@ class Index:
             _put(session, loaded.model, [paper.id for paper in some], vectors)
 
     def current(self, session: Session) -> _Loaded | None:
-        """The index as it is in memory, after a look for changes when the last one is a second ago."""
-        if time.monotonic() - self._looked < self.LOOK_EVERY:
+        """The index as it is in memory, after a look for changes when the last one is a second ago or found nothing."""
+        if self._is_new():
             return self._loaded
         # While one thread reads a new index, the others go on with what there is; the first of all waits.
         if not self._lock.acquire(blocking=self._loaded is None):
             return self._loaded
         try:
-            if time.monotonic() - self._looked >= self.LOOK_EVERY:
+            if not self._is_new():
                 self._loaded = self._look(session)
                 self._looked = time.monotonic()
             return self._loaded
         finally:
             self._lock.release()
+
+    def _is_new(self) -> bool:
+        return self._loaded is not None and time.monotonic() - self._looked < self.LOOK_EVERY
 
     def _look(self, session: Session) -> _Loaded | None:
         before = self._loaded
