@@ -132,6 +132,8 @@ def test_it_compiles_exports_runs_in_bf16_and_reloads_strictly(groups):
     again = small(**options)
     again.load_state_dict(model.state_dict(), strict=True)
     torch.testing.assert_close(again(x), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(model(x).float(), expected, atol=0.1, rtol=0.1)
     assert model.to(torch.bfloat16)(x.to(torch.bfloat16)).dtype == torch.bfloat16
 
 
@@ -207,5 +209,7 @@ def test_inputs_and_names_that_do_not_fit_are_named():
         Recursive(nn.Identity(), 2, [nn.Identity()])
     with pytest.raises(ValueError, match="output_fmt"):
         small().forward_intermediates(torch.randn(1, 3, 64, 64), output_fmt="NLC")
+    with pytest.raises(ValueError, match="norm must be False"):
+        small().forward_intermediates(torch.randn(1, 3, 64, 64), norm=True)
     with pytest.raises(ValueError, match="global_pool"):
         small().reset_classifier(3, "max")

@@ -35,7 +35,7 @@ PAPER = Paper(
             paper_baseline=72.2,
             setting=(
                 "paper: ImageNet-1k, SReT_T of 4.8M parameters beside DeiT-T; here: CIFAR-10, 4,096 pictures, 186,000 "
-                "parameters, 8 epochs, the stem's last stride 1 (smoke: digits)"
+                "parameters, 7 epochs, the stem's last stride 1 (smoke: digits)"
             ),
             method="recursive",
             baseline="without recursion, wider",
@@ -74,7 +74,7 @@ PAPER = Paper(
             baseline="whole attention",
             threshold=Threshold("ratio", 1.2),
             run="cost",
-            plan="plan_tiny",
+            plan="plan_cost",
         ),
         Claim(
             name="depth",
@@ -99,6 +99,8 @@ PAPER = Paper(
         ),
     ),
 )
+
+TIMM = True  # the model room registers them with timm
 
 MODELS = {
     name: name

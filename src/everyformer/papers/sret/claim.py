@@ -5,6 +5,7 @@ All networks are trained by ``lab.images.train_classifier``: same pictures, same
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -87,7 +88,7 @@ def widened(options: dict[str, Any], target: int) -> dict[str, Any]:
 
 def tiny(job: Job) -> Measurement:
     """Blocks applied twice beside blocks applied once, as many parameters; also without projections, and longer."""
-    shown, budget = pictures(job), epochs(job, 8)
+    shown, budget = pictures(job), epochs(job, 7)
     recursive = {**SMALL, "groups": None}
     target = parameters(build(job, recursive))
     once = widened({**recursive, "depths": SMALL["blocks"], "projection": False}, target)
@@ -162,6 +163,14 @@ def depth(job: Job) -> Measurement:
 def plan_tiny() -> Plan:
     """SReT_T on ImageNet, DeiT's recipe."""
     return _plan(create("sret_t"), 4, "sret.tiny")
+
+
+def plan_cost() -> Plan:
+    """SReT_T, counted and timed; nothing is trained."""
+    launch = "everyformer run sret.cost --scale paper --device cuda"
+    return dataclasses.replace(
+        plan_tiny(), launch=launch, notes="one step at batch 1024, though the claim trains nothing"
+    )
 
 
 def plan_slicing() -> Plan:

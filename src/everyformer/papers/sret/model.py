@@ -38,7 +38,7 @@ class LearnableResidual(nn.Module):
 
     def forward(self, x: Float[Tensor, "*shape"], branch: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The weighted sum, shaped like its two parts."""
-        return self.keep * x + self.add * branch
+        return torch.addcmul(self.keep * x, self.add, branch)
 
 
 class PlainResidual(nn.Module):
