@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from everyformer import catalog, papers
+from everyformer import catalog, papers, registry
 from everyformer.catalog import paper
 
 __version__ = "0.1.0"
@@ -39,3 +39,6 @@ def _models() -> dict[str, tuple[str, str]]:
         for name, public in getattr(package, "MODELS", {}).items():
             found[name] = (card.slug, public)
     return found
+
+
+registry.fill_timm()
