@@ -110,6 +110,19 @@ def test_multiply_adds_are_counted_as_papers_count_them():
     assert images.macs(layer, 8) == 3 * 8 * 8 * 10
 
 
+def test_the_products_of_attention_are_counted():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+
+        def forward(self, x):
+            tokens = x.flatten(2).transpose(1, 2)[:, None] * self.scale  # (batch, 1 head, 64 tokens, 3)
+            return nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
+
+    assert images.macs(Attention(), 8) == 2 * 64 * 64 * 3
+
+
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="kind"):
         images.baseline("vgg", 10)

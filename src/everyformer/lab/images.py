@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from everyformer.catalog import Job
 from everyformer.lab import data, measure, train
@@ -166,7 +167,8 @@ def macs(model: nn.Module, size: int | tuple[int, int] = 224, channels: int = 3)
     picture = torch.zeros(1, channels, height, width, device=parameter.device, dtype=parameter.dtype)
     training = model.training
     model.eval()
-    with torch.no_grad():
+    # The counter sees attention only where it is made of plain products.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         counted = measure.count_flops(lambda: model(picture))
     model.train(training)
     return counted // 2
