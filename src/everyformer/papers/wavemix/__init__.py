@@ -79,6 +79,8 @@ PAPER = Paper(
 
 MODELS = {"wavemix": "WaveMix", "wavemix_segmenter": "WaveMixSegmenter", "wavemix_upscaler": "WaveMixUpscaler"}
 
+TIMM = True  # the model room registers them with timm
+
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
