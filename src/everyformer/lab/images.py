@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -180,25 +180,16 @@ def baseline(kind: Kind, target: int, *, size: int = 32, classes: int = 10) -> n
     Depths and shape are fixed for small pictures; only the width is chosen. ``deit``: a plain vision transformer on
     patches of 4; ``swin``: windows of 4 on patches of 2; ``convnext``; ``resnet``: basic blocks with a 3 x 3 stem.
     """
-    widths: Iterable[int] = range(1, 49)
-    costs = {
-        width: macs(_build(kind, width, size, classes), size) for width in _bracket(kind, target, size, classes, widths)
-    }
-    best = min(costs, key=lambda width: abs(costs[width] - target))
-    return _build(kind, best, size, classes)
 
+    def cost(width: int) -> int:
+        return macs(_build(kind, width, size, classes), size)
 
-def _bracket(kind: Kind, target: int, size: int, classes: int, widths: Iterable[int]) -> list[int]:
-    """The widths on either side of the target, by halving: the cost grows with the width."""
-    choices = list(widths)
-    low, high = 0, len(choices) - 1
+    low, high = 1, 48  # the cost grows with the width: halve until the target lies between neighbours
     while high - low > 1:
         middle = (low + high) // 2
-        if macs(_build(kind, choices[middle], size, classes), size) < target:
-            low = middle
-        else:
-            high = middle
-    return [choices[low], choices[high]]
+        low, high = (middle, high) if cost(middle) < target else (low, middle)
+    best = min((low, high), key=lambda width: abs(cost(width) - target))
+    return _build(kind, best, size, classes)
 
 
 def _build(kind: Kind, width: int, size: int, classes: int) -> nn.Module:

@@ -27,7 +27,7 @@ class Database:
         self.is_sqlite = make_url(self.url).get_backend_name() == "sqlite"
         if self.is_sqlite and (file := make_url(self.url).database):
             Path(file).parent.mkdir(parents=True, exist_ok=True)
-        # A connection for each thread that may want one; SQLite's are cheap and share their pages by the file's map.
+        # SQLite's connections are cheap: one for each thread that may want it, so that none is opened for a request.
         options: dict[str, Any] = (
             {"connect_args": {"timeout": 10}, "pool_size": 40}
             if self.is_sqlite
