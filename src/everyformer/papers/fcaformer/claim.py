@@ -16,7 +16,7 @@ from everyformer.papers.fcaformer.model import VARIANTS, FcaFormer
 # Narrow networks for 32 x 32 pixels. Their cross tokens come from 8 x 8 tokens, four from each block.
 PLAIN: dict[str, Any] = {"dims": (32,), "depths": (4,), "heads": (2,), "patch": 4, "patches": True}
 HYBRID: dict[str, Any] = {"dims": (16, 32), "depths": (1, 4), "heads": (0, 2), "patch": 2}
-EPOCHS = {"smoke": 1, "cpu": 4, "paper": 300}
+EPOCHS = {"smoke": 1, "cpu": 3, "paper": 300}
 PUBLISHED_BATCH = 1024
 
 
