@@ -29,17 +29,3 @@ def test_both_layouts_go_there_and_back():
     again = checkpoint.load(library, {"n_heads": 4})
     for key, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[key], value)
-
-
-def test_files_are_read_without_unpickling(tmp_path):
-    torch.save(state(), tmp_path / "checkpoint.pth")
-    model = checkpoint.load(checkpoint.load_file(tmp_path / "checkpoint.pth"), {"n_heads": 4})
-    assert model.lookback == 24
-
-    class Evil:
-        def __reduce__(self):
-            return (print, ("code ran",))
-
-    torch.save({"a": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(Exception, match=r"[Ww]eights"):
-        checkpoint.load_file(tmp_path / "evil.pth")

@@ -5,17 +5,15 @@ The authors publish the hybrid models only; the plain one has no layout of their
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file as load_safetensors
 from torch import Tensor
 
 from everyformer.papers.fcaformer.model import VARIANTS, ConvStage, FcaFormer
+from everyformer.parts import checkpoints
 
 # The authors' options that name ours; the rest of theirs are the same or fixed.
 OPTIONS = {"embed_dims": "dims", "depths": "depths", "num_heads": "heads", "cab_max_d": "memory"}
@@ -44,28 +42,6 @@ DOWNSAMPLE = {"0": "conv1", "2": "conv2", "4": "conv3"}
 NORMED = {"0": "c", "1": "bn"}
 
 
-def load_file(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file: safetensors, or a torch file read with ``weights_only=True``.
-
-    The authors' training saves the state dict under ``model``, beside its command line.
-
-    Raises:
-        ValueError: no such file, or no mapping of names to tensors in it.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"path must be a checkpoint file, got {path}")
-    if path.suffix == ".safetensors":
-        return load_safetensors(path)
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
-        state = state["model"]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} must hold a mapping of names to tensors, got {type(state).__name__}")
-    return dict(state)
-
-
 def load(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> FcaFormer:
     """The network with the authors' weights.
 
@@ -82,16 +58,8 @@ def load(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> FcaFormer:
     model = FcaFormer(**_options(config))
     ours = model.state_dict()
     names = {key: _name(model, key) for key in ours}
-    fits = _fitting(state)
-    hint = f"; the state fits {fits}" if fits and fits != config.get("variant") else ""
-    for key, name in names.items():
-        if name not in state:
-            raise ValueError(f"state lacks the key {name}{hint}")
-        shape = tuple(_as_theirs(name, ours[key]).shape)
-        if tuple(state[name].shape) != shape:
-            raise ValueError(f"state key {name} must have shape {shape}, got {tuple(state[name].shape)}{hint}")
-    for name in sorted(set(state) - set(names.values())):
-        raise ValueError(f"state has the unexpected key {name}{hint}")
+    expected = {name: _as_theirs(name, ours[key]).shape for key, name in names.items()}
+    checkpoints.check(state, expected, lambda: [name for name in _fitting(state) if name != config.get("variant")])
     model.load_state_dict({key: state[name].reshape(ours[key].shape) for key, name in names.items()}, strict=True)
     return model
 
@@ -158,15 +126,13 @@ def _as_theirs(name: str, tensor: Tensor) -> Tensor:
     return tensor[None, :, None] if name.endswith((".s_scale_factors", ".s_token_bias")) else tensor
 
 
-def _fitting(state: Mapping[str, Tensor]) -> str | None:
-    """The variant whose widths and depths the state has."""
+def _fitting(state: Mapping[str, Tensor]) -> list[str]:
+    """The variants whose widths and depths the state has."""
     blocks = [re.match(r"layer_(\d)\.blocks\.(\d+)\.gamma(?:_1)?$", key) for key in state]
     depths: dict[str, int] = {}
     dims: dict[str, int] = {}
     for match in filter(None, blocks):
         depths[match[1]] = max(depths.get(match[1], 0), int(match[2]) + 1)
         dims[match[1]] = state[match[0]].shape[0]
-    for name, settings in VARIANTS.items():
-        if [*settings["dims"], *settings["depths"]] == [found[k] for found in (dims, depths) for k in sorted(found)]:
-            return name
-    return None
+    sizes = [found[stage] for found in (dims, depths) for stage in sorted(found)]
+    return [name for name, settings in VARIANTS.items() if [*settings["dims"], *settings["depths"]] == sizes]

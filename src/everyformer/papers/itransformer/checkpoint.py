@@ -8,14 +8,11 @@ authors' code reads its heads as tokens there, and weights trained so fit no att
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from safetensors.torch import load_file as load_safetensors
 from torch import Tensor, nn
 
 from everyformer.papers.itransformer.baselines import VanillaTransformer, positions
@@ -28,30 +25,6 @@ MARKS = {"h": 4, "t": 5, "min": 5, "s": 6, "m": 1, "a": 1, "w": 2, "d": 3, "b": 
 WITHOUT_MARKS = {"PEMS", "Solar", "m4"}
 
 Layout = Literal["authors", "library"]
-
-
-def load_file(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file: safetensors, or a torch file read with ``weights_only=True``.
-
-    A torch file may hold the state dict itself or have it under ``state_dict``.
-
-    Raises:
-        ValueError: no such file, or not a plain mapping of names to tensors (nothing is unpickled).
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"path must be a checkpoint file, got {path}")
-    if path.suffix == ".safetensors":
-        return load_safetensors(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is not a checkpoint of plain tensors: {error}") from error
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} must hold a mapping of names to tensors, got {type(state).__name__}")
-    return dict(state)
 
 
 def load(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> ITransformer | VanillaTransformer:

@@ -6,35 +6,14 @@ must agree. Sliced, unsliced and distilled files have one layout.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from everyformer.papers.sret.model import VARIANTS, SReT, create, soft_distillation_loss
-
-
-def load_file(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a torch file, read with ``weights_only=True``; the authors keep them under ``model``.
-
-    Raises:
-        ValueError: no such file, or not a plain mapping of names to tensors.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"path must be a checkpoint file, got {path}")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, IndexError, KeyError) as error:
-        raise ValueError(f"{path} is not a checkpoint of plain tensors: {error}") from error
-    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
-        state = state["model"]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} must hold a mapping of names to tensors, got {type(state).__name__}")
-    return dict(state)
+from everyformer.parts import checkpoints
 
 
 def load(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> SReT:
@@ -62,15 +41,8 @@ def fill(model: SReT, state: Mapping[str, Tensor]) -> None:
     """Copy the authors' weights into a model; raises ``ValueError`` like :func:`load`."""
     ours = model.state_dict()
     expected = {theirs: key for key, names in _names(model) for theirs in names}
-    for theirs, key in expected.items():
-        if theirs not in state:
-            raise ValueError(f"state lacks the key {theirs}{_suggestion(state)}")
-        if state[theirs].shape != ours[key].shape:
-            shapes = f"{tuple(ours[key].shape)}, got {tuple(state[theirs].shape)}"
-            raise ValueError(f"state key {theirs} must have shape {shapes}{_suggestion(state)}")
-    surplus = next((key for key in state if key not in expected), None)
-    if surplus is not None:
-        raise ValueError(f"state has the unexpected key {surplus}{_suggestion(state)}")
+    shapes = {theirs: ours[key].shape for theirs, key in expected.items()}
+    checkpoints.check(state, shapes, lambda: fitting(state))
     for key, (first, *copies) in _names(model):
         for copy in copies:
             if not torch.equal(state[first], state[copy]):
@@ -113,11 +85,6 @@ def fitting(state: Mapping[str, Tensor]) -> list[str]:
         if shapes == {key: value.shape for key, value in state.items()}:
             found.append(name)
     return found
-
-
-def _suggestion(state: Mapping[str, Tensor]) -> str:
-    names = fitting(state)
-    return f"; it fits {', '.join(names)}" if names else ""
 
 
 def _build(config: Mapping[str, Any]) -> SReT:

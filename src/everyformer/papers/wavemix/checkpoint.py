@@ -23,6 +23,7 @@ from everyformer.papers.wavemix.model import (
     network_of,
     ours_of,
 )
+from everyformer.parts import checkpoints
 
 # The authors' names of options, and ours.
 OPTIONS = {
@@ -55,25 +56,13 @@ def load(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> WaveMixBackb
             would fit), or an option that is not accepted.
     """
     model = _built(config)
-    renamed: dict[str, Tensor] = {}
-    names: dict[str, str] = {}
-    for key, tensor in state.items():
-        ours = ours_of(key, model)
-        names[ours], renamed[ours] = key, tensor
     expected = model.state_dict()
-    for ours, tensor in expected.items():
-        name = _theirs(ours, model)
-        if ours not in renamed:
-            raise ValueError(f"state lacks the key {name}{_hint(state)}")
-        if renamed[ours].shape != tensor.shape:
-            raise ValueError(
-                f"state key {name} must have shape {tuple(tensor.shape)}, got {tuple(renamed[ours].shape)}"
-                f"{_hint(state)}"
-            )
-    for ours in renamed:
-        if ours not in expected:
-            raise ValueError(f"state has the unexpected key {names[ours]}{_hint(state)}")
-    model.load_state_dict(renamed, strict=True)
+    names = {key: ours_of(key, model) for key in state}
+    # A key may stand under more than one of the authors' names: it is compared and reported under the first of them.
+    given = {_theirs(ours, model) if ours in expected else key: state[key] for key, ours in names.items()}
+    shapes = {_theirs(key, model): tensor.shape for key, tensor in expected.items()}
+    checkpoints.check(given, shapes, lambda: _fitting(state))
+    model.load_state_dict({ours: state[key] for key, ours in names.items()}, strict=True)
     return model
 
 
@@ -123,8 +112,8 @@ def _theirs(key: str, model: WaveMixBackbone) -> str:
     return re.sub(r"\.mix\.(\d)\.", lambda found: f".feedforward{int(found[1]) + 1}.", key)
 
 
-def _hint(state: Mapping[str, Tensor]) -> str:
-    """Which of the published variants have just these keys and shapes."""
+def _fitting(state: Mapping[str, Tensor]) -> list[str]:
+    """The published variants that have just these keys and shapes."""
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
     fitting = []
     for variant, settings in VARIANTS.items():
@@ -132,6 +121,4 @@ def _hint(state: Mapping[str, Tensor]) -> str:
             model = network_of(variant)(**settings)
         if {key: tuple(tensor.shape) for key, tensor in export(model).items()} == shapes:
             fitting.append(variant)
-    if not fitting:
-        return ""
-    return f"; the state fits {' and '.join(fitting)}"
+    return fitting
