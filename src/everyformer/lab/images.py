@@ -180,16 +180,22 @@ def baseline(kind: Kind, target: int, *, size: int = 32, classes: int = 10) -> n
     Depths and shape are fixed for small pictures; only the width is chosen. ``deit``: a plain vision transformer on
     patches of 4; ``swin``: windows of 4 on patches of 2; ``convnext``; ``resnet``: basic blocks with a 3 x 3 stem.
     """
+    return of_cost(lambda width: _build(kind, width, size, classes), target, size=size)
+
+
+def of_cost(build: Callable[[int], nn.Module], target: int, *, size: int = 32) -> nn.Module:
+    """The network ``build(width)``, widths from 1 on, whose multiply-adds are nearest to ``target``."""
 
     def cost(width: int) -> int:
-        return macs(_build(kind, width, size, classes), size)
+        return macs(build(width), size)
 
-    low, high = 1, 48  # the cost grows with the width: halve until the target lies between neighbours
+    low, high = 1, 2  # the cost grows with the width
+    while cost(high) < target:
+        low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if cost(middle) < target else (low, middle)
-    best = min((low, high), key=lambda width: abs(cost(width) - target))
-    return _build(kind, best, size, classes)
+    return build(min((low, high), key=lambda width: abs(cost(width) - target)))
 
 
 def _build(kind: Kind, width: int, size: int, classes: int) -> nn.Module:
@@ -203,14 +209,14 @@ def _build(kind: Kind, width: int, size: int, classes: int) -> nn.Module:
         )
     elif kind == "swin":
         network = models.SwinTransformer(
-            img_size=size, patch_size=2, window_size=4, embed_dim=8 * width, depths=(2, 2, 4), num_heads=(2, 4, 8),
+            img_size=size, patch_size=2, window_size=4, embed_dim=2 * width, depths=(2, 2, 4), num_heads=(2, 4, 8),
             num_classes=classes,
         )  # fmt: skip
     elif kind == "convnext":
         dims = tuple(4 * width * 2**stage for stage in range(4))
         network = models.ConvNeXt(depths=(2, 2, 6, 2), dims=dims, patch_size=2, num_classes=classes)
     elif kind == "resnet":
-        channels = tuple(4 * width * 2**stage for stage in range(4))
+        channels = tuple(width * 2**stage for stage in range(4))
         block = models.resnet.BasicBlock
         network = models.ResNet(block, (2, 2, 2, 2), channels=channels, num_classes=classes)
         # For small pictures the stem keeps the resolution.
