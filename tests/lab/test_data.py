@@ -10,7 +10,7 @@ from everyformer.lab import data
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("EVERYFORMER_DATA", str(tmp_path))
-    monkeypatch.setattr(data, "_cache", lambda: tmp_path / "cache")
+    monkeypatch.setattr(data, "cache", lambda: tmp_path / "cache")
     return tmp_path
 
 

@@ -287,7 +287,7 @@ def _find(wanted: File) -> Path | None:
         if not Path(folder).is_dir():
             raise ValueError(f"EVERYFORMER_DATA must name a folder, got {folder!r}")
         places.append(Path(folder) / wanted.path)
-    places.append(_cache() / wanted.path)
+    places.append(cache() / wanted.path)
     for place in places:
         for candidate in (place, place.with_name(place.name + ".gz")):
             if candidate.is_file():
@@ -295,7 +295,8 @@ def _find(wanted: File) -> Path | None:
     return None
 
 
-def _cache() -> Path:
+def cache() -> Path:
+    """Where downloads and other things that are made once are kept."""
     import pooch
 
     return Path(pooch.os_cache("everyformer"))
@@ -306,7 +307,7 @@ def _download(name: str, wanted: File) -> Path:
     import pooch
 
     row = source(name)
-    target = _cache() / wanted.path
+    target = cache() / wanted.path
     put = f"put it at {wanted.path} (or {wanted.path}.gz) in a folder and name that folder in EVERYFORMER_DATA"
     if wanted.url is None:
         raise DataMissing(f"data set {name} ({row.what}) is missing: {row.how or 'get the file'}; {put}")
