@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import tarfile
 from collections.abc import Callable, Iterator
@@ -174,28 +175,62 @@ def macs(model: nn.Module, size: int | tuple[int, int] = 224, channels: int = 3)
     return counted // 2
 
 
-def baseline(kind: Kind, target: int, *, size: int = 32, classes: int = 10) -> nn.Module:
-    """The network of a known kind whose multiply-adds at ``size`` pixels are nearest to ``target``.
+def inference(model: nn.Module, pictures: Tensor, *, compiled: bool = False) -> Callable[[], Tensor]:
+    """A forward pass in evaluation, to be timed; ``compiled`` by torch.compile, at the first call."""
+    model = model.eval().to(pictures)
+    call = torch.compile(model) if compiled else model
+
+    def run() -> Tensor:
+        with torch.inference_mode():
+            return call(pictures)  # type: ignore[no-any-return]
+
+    return run
+
+
+def training_step(model: nn.Module, pictures: Tensor) -> Callable[[], None]:
+    """A forward and a backward pass of cross entropy, to be timed."""
+    model = model.train().to(pictures)
+    labels = torch.zeros(len(pictures), dtype=torch.long, device=pictures.device)
+
+    def run() -> None:
+        model.zero_grad(set_to_none=True)
+        F.cross_entropy(model(pictures), labels).backward()
+
+    return run
+
+
+def baseline(
+    kind: Kind, target: float, *, size: int = 32, classes: int = 10, cost: Callable[[nn.Module], float] | None = None
+) -> nn.Module:
+    """The network of a known kind whose multiply-adds at ``size`` pixels, or whose ``cost``, are nearest to ``target``.
 
     Depths and shape are fixed for small pictures; only the width is chosen. ``deit``: a plain vision transformer on
     patches of 4; ``swin``: windows of 4 on patches of 2; ``convnext``; ``resnet``: basic blocks with a 3 x 3 stem.
     """
-    return of_cost(lambda width: _build(kind, width, size, classes), target, size=size)
+    return of_cost(lambda width: _build(kind, width, size, classes), target, size=size, cost=cost)
 
 
-def of_cost(build: Callable[[int], nn.Module], target: int, *, size: int = 32) -> nn.Module:
-    """The network ``build(width)``, widths from 1 on, whose multiply-adds are nearest to ``target``."""
+def of_cost(
+    build: Callable[[int], nn.Module],
+    target: float,
+    *,
+    size: int = 32,
+    cost: Callable[[nn.Module], float] | None = None,
+) -> nn.Module:
+    """The network ``build(width)``, widths from 1 on, whose multiply-adds (or ``cost``) are nearest to ``target``."""
 
-    def cost(width: int) -> int:
-        return macs(build(width), size)
+    @functools.cache  # a cost may be measured, and would not be the same twice
+    def of(width: int) -> float:
+        model = build(width)
+        return macs(model, size) if cost is None else cost(model)
 
     low, high = 1, 2  # the cost grows with the width
-    while cost(high) < target:
+    while of(high) < target:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if cost(middle) < target else (low, middle)
-    return build(min((low, high), key=lambda width: abs(cost(width) - target)))
+        low, high = (middle, high) if of(middle) < target else (low, middle)
+    return build(min((low, high), key=lambda width: abs(of(width) - target)))
 
 
 def _build(kind: Kind, width: int, size: int, classes: int) -> nn.Module:

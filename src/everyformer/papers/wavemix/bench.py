@@ -9,16 +9,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from everyformer.lab.bench import Case
+from everyformer.lab.images import inference, training_step
 from everyformer.ops.dwt import dwt2d, haar2d, ihaar2d
 from everyformer.papers.wavemix.claim import LITE, parameters, resnet, vit
 from everyformer.papers.wavemix.model import WaveMix
 
 
 def cases(quick: bool, device: str) -> Iterator[Case]:
-    """One and several levels of Haar, its inverse, Daubechies; inference and a training step of small networks."""
+    """One and several levels of Haar, its inverse, Daubechies; a training step and inference of small networks."""
     x = torch.randn(4 if quick else 16, 64, 64, 64, device=device)
     note = f"{tuple(x.shape)}, float32"
     for levels in (1, 4):
@@ -40,11 +41,13 @@ def cases(quick: bool, device: str) -> Iterator[Case]:
         "ViT, patches of 4": vit(size, 4).to(device),
         "ResNet": resnet(size).to(device),
     }
-    for name, work in (("inference", _inference), ("training step", _training)):
+    note = f"{len(pictures)} pictures of 32 x 32, about {size} parameters"
+    for name, work in (("training step", training_step), ("inference", inference)):
         peers = {peer: work(model, pictures) for peer, model in peers_of_size.items()}
-        yield Case(
-            name, work(ours, pictures), peers, None, f"{len(pictures)} pictures of 32 x 32, about {size} parameters"
-        )
+        yield Case(name, work(ours, pictures), peers, None, note)
+    if not quick:
+        compiled = inference(ours, pictures, compiled=True)
+        yield Case("inference, compiled", compiled, {"eager": inference(ours, pictures)}, 1.0, note)
 
 
 def grouped(x: Tensor, levels: int) -> tuple[Tensor, list[Tensor]]:
@@ -64,21 +67,3 @@ def _pywavelets(x: Tensor, wavelet: str, levels: int) -> Callable[[], Any]:
 
     array = x.cpu().numpy()
     return lambda: pywt.wavedec2(array, wavelet, mode="periodization", level=levels)
-
-
-def _inference(model: nn.Module, pictures: Tensor) -> Callable[[], None]:
-    def run() -> None:
-        with torch.no_grad():
-            model.eval()(pictures)
-
-    return run
-
-
-def _training(model: nn.Module, pictures: Tensor) -> Callable[[], None]:
-    labels = torch.zeros(len(pictures), dtype=torch.long, device=pictures.device)
-    weights = list(model.parameters())
-
-    def run() -> None:
-        torch.autograd.grad(F.cross_entropy(model.train()(pictures), labels), weights)
-
-    return run
