@@ -27,9 +27,9 @@ CLASSES = 5  # of ten: the others are pretrained on
 MASKED = 0.75
 PRETRAINING_STEPS = {"smoke": 2, "cpu": 500, "paper": 40_000}
 # Training pictures and epochs of a task with many pictures, of one with few, and of the comparison of all methods.
-MANY = {"smoke": (160, 1), "cpu": (3000, 5), "paper": (25_000, 100)}
+MANY = {"smoke": (160, 1), "cpu": (2560, 5), "paper": (25_000, 100)}
 FEW = {"smoke": (160, 1), "cpu": (640, 20), "paper": (640, 100)}
-ALL = {"smoke": (160, 1), "cpu": (640, 10), "paper": (25_000, 100)}
+ALL = {"smoke": (160, 1), "cpu": (512, 10), "paper": (25_000, 100)}
 RATES = (3e-4, 2e-3, 1e-2)
 HELD_OUT = 0.2
 FULL, LINEAR = "full fine-tuning", "linear probing"
