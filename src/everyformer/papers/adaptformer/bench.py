@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import timm
 import torch
-from torch import Tensor, nn
 
 from everyformer.lab.bench import Case
+from everyformer.lab.images import inference
 from everyformer.papers.adaptformer.claim import FULL, LINEAR, training_step, tuned
 
 PEERS = {"full fine-tuning": FULL, "LoRA of PEFT": "LoRA", "linear probing": LINEAR, "VPT": "VPT"}
@@ -28,18 +28,8 @@ def cases(quick: bool, device: str) -> Iterator[Case]:
     )
     yield Case(
         "forward pass",
-        forward(models["AdaptFormer-64"], pictures),
-        {label: forward(models[method], pictures) for label, method in PEERS.items() if method != LINEAR},
+        inference(models["AdaptFormer-64"], pictures),
+        {label: inference(models[method], pictures) for label, method in PEERS.items() if method != LINEAR},
         1.0,
         note,
     )
-
-
-def forward(model: nn.Module, pictures: Tensor) -> Callable[[], Tensor]:
-    """A forward pass in inference."""
-
-    def run() -> Tensor:
-        with torch.inference_mode():
-            return model.eval()(pictures)  # type: ignore[no-any-return]
-
-    return run

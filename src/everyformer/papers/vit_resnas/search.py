@@ -268,18 +268,18 @@ def _engine(supernet: SuperNet, evaluate: Evaluate, workers: int | None, engine:
         # Fresh processes: a fork of one whose threads hold locks may hang.
         context = multiprocessing.get_context("spawn")
         shared = (supernet, evaluate, max(1, torch.get_num_threads() // count))
-        with concurrent.futures.ProcessPoolExecutor(count, context, _begin, shared) as pool:
+        pool = concurrent.futures.ProcessPoolExecutor(count, context, _begin, shared)
 
-            def run(tasks: Tasks) -> Iterator[tuple[int, float]]:
-                places = {pool.submit(_task, network): place for place, network in tasks}
-                try:
-                    for future in concurrent.futures.as_completed(places):
-                        yield places[future], future.result()
-                finally:
-                    for future in places:
-                        future.cancel()
+        def run(tasks: Tasks) -> Iterator[tuple[int, float]]:
+            places = {pool.submit(_task, network): place for place, network in tasks}
+            for future in concurrent.futures.as_completed(places):
+                yield places[future], future.result()
 
+        try:
             yield run
+        finally:
+            # After an error or Ctrl-C the rest of the round is not waited for.
+            pool.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager
