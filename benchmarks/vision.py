@@ -1,6 +1,6 @@
 """Accuracy, multiply-adds and latency of the vision backbones side by side: `python benchmarks/vision.py`.
 
-Small networks for 32 x 32 pixels, one of each backbone and of each baseline at each of two costs, are trained by the one
+Small networks for 32 x 32 pixels, one of each backbone and of each baseline near each of two costs, are trained by the one
 recipe of `everyformer.lab.images` on the part of CIFAR-10 that the lab has, three seeds each, equally many passes; then
 all are timed in one run. The figures are in benchmarks/vision.json, the plot in benchmarks/vision.svg. A training that
 is done is kept: start again after an interruption and it goes on. `--time` only times, on a quiet machine.
@@ -21,18 +21,22 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
+from timm.utils import reparameterize_model
 from torch import nn
 
 from everyformer.catalog import Job
 from everyformer.lab import environment, images, measure
 from everyformer.lab.files import write_atomic
+from everyformer.papers.favit.model import FaViT
 from everyformer.papers.fcaformer.model import FcaFormer
+from everyformer.papers.fmvit.model import FMViT
 from everyformer.papers.sret.model import SReT
+from everyformer.papers.vit_resnas.model import Stage, ViTResNAS
 from everyformer.papers.wavemix.model import WaveMix
 
-COSTS = (4_000_000, 12_000_000)  # multiply-adds of one picture
+COSTS = (4_000_000, 12_000_000)  # multiply-adds of one picture, as near as the widths that a network can have come
 SEEDS = (0, 1, 2)
-EPOCHS = 3
+PICTURES, EPOCHS = 7_680, 3
 BATCH = 64
 FILE = Path(__file__).with_suffix(".json")
 
@@ -55,7 +59,36 @@ def wavemix(width: int) -> nn.Module:
     return WaveMix(10, dim=4 * width, depth=4, levels=1, stem="strided", stride=1)
 
 
-BACKBONES: dict[str, Callable[[int], nn.Module]] = {"FcaFormer": fcaformer, "SReT": sret, "WaveMix": wavemix}
+def favit(width: int) -> nn.Module:
+    """Three stages on patches of 2 x 2; windows of 4."""
+    return FaViT(
+        num_classes=10, dims=(16 * width, 32 * width, 64 * width), depths=(1, 1, 2), heads=(1, 2, 4),
+        mlp_ratios=(4, 4, 4), reductions=(4, 2, 1), patch=2, window=4,
+    )  # fmt: skip
+
+
+def vit_resnas(width: int) -> nn.Module:
+    """Three stages on patches of 4 x 4: 64, 16 and 4 tokens."""
+    stages = [Stage(4 * width * 2**stage, width * 2**stage, [(4, 16 * width * 2**stage)] * 2) for stage in range(3)]
+    return ViTResNAS(stages=stages, middle=None, num_classes=10, img_size=32, patch=4)
+
+
+def fmvit(width: int) -> nn.Module:
+    """Three stages on patches of 2 x 2; the gMLPs take the width, as the others come in whole heads of 32."""
+    return FMViT(
+        num_classes=10, patch=2, dims=(16, 64, 128), local=(1, 1, 1), mixed=(0, 1, 1), reductions=(4, 2, 1),
+        ratio=width / 8,
+    )  # fmt: skip
+
+
+def folded_macs(model: nn.Module) -> int:
+    """Multiply-adds of a picture once branches that fold are folded; most networks have none."""
+    return images.macs(reparameterize_model(model), 32)
+
+
+BACKBONES: dict[str, Callable[[int], nn.Module]] = {
+    "FcaFormer": fcaformer, "FaViT": favit, "SReT": sret, "WaveMix": wavemix, "ViT-ResNAS": vit_resnas, "FMViT": fmvit,
+}  # fmt: skip
 BASELINES: dict[str, images.Kind] = {"DeiT": "deit", "Swin": "swin", "ConvNeXt": "convnext", "ResNet": "resnet"}
 
 
@@ -66,7 +99,7 @@ def label(name: str, cost: int) -> str:
 
 def networks(cost: int) -> dict[str, Callable[[], nn.Module]]:
     """How to build each network at a cost."""
-    ours = {name: partial(images.of_cost, build, cost) for name, build in BACKBONES.items()}
+    ours = {name: partial(images.of_cost, build, cost, cost=folded_macs) for name, build in BACKBONES.items()}
     return ours | {name: partial(images.baseline, kind, cost) for name, kind in BASELINES.items()}
 
 
@@ -74,9 +107,10 @@ def train(name: str, cost: int, seed: int, folder: Path) -> dict[str, float]:
     """One network, trained from its first weights or from where it was interrupted."""
     torch.manual_seed(seed)
     model = networks(cost)[name]()
-    found = {"multiply_adds": images.macs(model, 32), "parameters": sum(p.numel() for p in model.parameters())}
+    found = {"multiply_adds": folded_macs(model), "parameters": sum(p.numel() for p in model.parameters())}
+    pictures = images.cifar10().first(PICTURES, 3_000)
     job = Job("cpu", seed, "cpu", folder / f"{name}-{cost}-{seed}")
-    accuracy, _ = images.train_classifier(model, images.cifar10(), job, name=f"{name} {seed}", epochs=EPOCHS)
+    accuracy, _ = images.train_classifier(model, pictures, job, name=f"{name} {seed}", epochs=EPOCHS)
     return found | {"accuracy": accuracy}
 
 
@@ -103,7 +137,7 @@ def measure_latency(found: dict[str, Any]) -> None:
     candidates: dict[str, Callable[[], Any]] = {}
     for cost in COSTS:
         for name, build in networks(cost).items():
-            model = build().eval()
+            model = reparameterize_model(build().eval())
             compiled = torch.compile(model)
             candidates[f"{label(name, cost)}|eager"] = partial(model, picture)
             candidates[f"{label(name, cost)}|compiled"] = partial(compiled, picture)
@@ -161,6 +195,7 @@ def main() -> None:
     measure_latency(found)
     found |= {
         "epochs": EPOCHS,
+        "pictures": PICTURES,
         "seeds": list(SEEDS),
         "commit": environment.commit(),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -34,3 +34,16 @@ def paper_module(slug):
 
 def test_nothing_heavy_is_imported_early():
     assert said("import everyformer, sys; print('torch' in sys.modules, 'timm' in sys.modules)") == "False False"
+
+
+@pytest.mark.parametrize("name", ["favit_b0", "fcaformer_l1", "fmvit_t", "sret_t", "vit_res_tiny", "wavemix_lite_8_5"])
+def test_timms_folding_for_deployment_keeps_the_output(name):
+    import timm
+    import torch
+    from timm.utils import reparameterize_model
+
+    model = timm.create_model(name, num_classes=5).eval()
+    folded = reparameterize_model(model)
+    with torch.inference_mode():
+        x = torch.randn(1, *model.pretrained_cfg["input_size"])
+        torch.testing.assert_close(folded(x), model(x), atol=1e-4, rtol=1e-4)

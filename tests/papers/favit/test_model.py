@@ -143,7 +143,7 @@ def test_attention_is_its_definition():
                 for j in range(window):
                     pairs = fine[rows[:, i]][:, columns[:, j], channels].flatten()  # (window, channel)
                     keys.append(torch.stack([run.mean() for run in pairs.split(len(pairs) // 7)]))
-            key, value = group.key_value(group.fuse(torch.stack(keys))).chunk(2, dim=1)
+            key, value = group.key_value(group.across(torch.stack(keys))).chunk(2, dim=1)
             start = 4 + 14 * head + 7 * index  # each head's queries hold a part of both groups
             parts.append((query[:, start : start + 7], key))
             values.append(value)
@@ -161,7 +161,7 @@ def test_every_token_sees_the_whole_map_and_keys_of_windows_do_not_grow_with_it(
         (gradient,) = torch.autograd.grad(module(x)[0, 3, 5].square().sum(), x)
         assert (gradient.abs().sum(-1) > 0).all()
     keys = []
-    module.groups[0].fuse.register_forward_hook(lambda *call: keys.append(call[2].shape[2]))
+    module.groups[0].across.register_forward_hook(lambda *call: keys.append(call[2].shape[2]))
     for size in (7, 28, 40):
         module(torch.randn(1, size, size, 16))
     assert keys == [49, 49, 49]

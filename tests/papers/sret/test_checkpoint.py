@@ -23,9 +23,7 @@ def test_a_published_variant_goes_there_and_back(state, tmp_path):
 
 
 def test_another_variants_weights_are_named_with_the_one_that_fits(state):
-    with pytest.raises(
-        ValueError, match=r"transformers\.0\.blocks\.0\.mlp\.fc1\.weight .* fits sret_t, sret_t_un"
-    ):
+    with pytest.raises(ValueError, match=r"transformers\.0\.blocks\.0\.mlp\.fc1\.weight .* fits sret_t, sret_t_un"):
         checkpoint.load(state, {"model": "sret_lt", "num_classes": 4})
 
 

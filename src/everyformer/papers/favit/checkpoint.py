@@ -39,7 +39,7 @@ PARTS = {
     r"blocks\.(\d+)\.attention\.coarse\.detail": "block{0}.{1}.attn.local_conv_g",
     r"blocks\.(\d+)\.attention\.neighbours": "block{0}.{1}.attn.kv_l.depth_conv",
     r"blocks\.(\d+)\.attention\.project": "block{0}.{1}.attn.kv_l.point_conv",
-    r"blocks\.(\d+)\.attention\.groups\.(\d)\.fuse": "block{0}.{1}.attn.fcs.{2}",
+    r"blocks\.(\d+)\.attention\.groups\.(\d)\.across": "block{0}.{1}.attn.fcs.{2}",
     r"blocks\.(\d+)\.attention\.groups\.(\d)\.key_value": "block{0}.{1}.attn.single_heads.{2}",
     r"blocks\.(\d+)\.attention\.groups\.(\d)\.detail": "block{0}.{1}.attn.local_convs.{2}",
     r"blocks\.(\d+)\.attention\.out": "block{0}.{1}.attn.proj",

@@ -80,7 +80,7 @@ class WindowGroup(nn.Module):
         self.heads = heads
         self.window = window
         width = dim // heads
-        self.fuse = nn.Linear(width, width)
+        self.across = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
         self.detail = DepthwiseConv(dim)
 
@@ -93,7 +93,7 @@ class WindowGroup(nn.Module):
         x = x.view(batch, rows // side, side, columns // side, side, self.heads, width)
         # To places in a window, and there to the runs of (window, channel) pairs that are averaged.
         key = x.permute(0, 5, 2, 4, 1, 3, 6).reshape(batch, self.heads, side * side, width, -1).mean(-1)
-        key, value = self.key_value(self.fuse(key)).chunk(2, dim=-1)
+        key, value = self.key_value(self.across(key)).chunk(2, dim=-1)
         detail = self.detail(value.transpose(1, 2).reshape(batch, side, side, dim))
         value = value + detail.reshape(batch, side * side, self.heads, width).transpose(1, 2)
         return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
