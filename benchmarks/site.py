@@ -38,8 +38,8 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from everyformer import catalog
+from everyformer.files import write_atomic
 from everyformer.lab import environment
-from everyformer.lab.files import write_atomic
 from everyformer.site import query, search, semantic
 from everyformer.site.catalogue import import_catalogue
 from everyformer.site.database import Database

@@ -25,8 +25,8 @@ from timm.utils import reparameterize_model
 from torch import nn
 
 from everyformer.catalog import Job
+from everyformer.files import write_atomic
 from everyformer.lab import environment, images, measure
-from everyformer.lab.files import write_atomic
 from everyformer.papers.favit.model import FaViT
 from everyformer.papers.fcaformer.model import FcaFormer
 from everyformer.papers.fmvit.model import FMViT

@@ -354,8 +354,8 @@ def table(
     ] = None,
 ) -> None:
     """Print the table of papers and results in Markdown, or renew it in a file."""
+    from everyformer.files import write_atomic
     from everyformer.lab import tables
-    from everyformer.lab.files import write_atomic
 
     text = tables.markdown_table(catalog.papers(), catalog.recorded(catalog.shipped_results()))
     if write is None:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from everyformer.files import write_atomic
 from everyformer.lab.environment import describe
-from everyformer.lab.files import write_atomic
 from everyformer.lab.measure import median, side_by_side
 
 

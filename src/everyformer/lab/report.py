@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from everyformer.catalog import Claim, Panel, Paper, Result, Spread
-from everyformer.lab.files import write_atomic
+from everyformer.files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from everyformer.catalog import SCALES, Claim, Job, Measurement, Panel, Paper, Result, Scale, lookup
+from everyformer.files import write_atomic
 from everyformer.lab import environment, measure
-from everyformer.lab.files import write_atomic
 
 
 def is_main_process() -> bool:

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from everyformer.catalog import Scale
+from everyformer.files import write_atomic
 from everyformer.lab import data, train
-from everyformer.lab.files import write_atomic
 
 Kind = Literal["gpt", "llama"]
 BYTES = 256  # size of the vocabulary

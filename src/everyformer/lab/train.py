@@ -26,7 +26,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from everyformer.lab.files import write_atomic
+from everyformer.files import write_atomic
 
 Batch = Any
 Step = Callable[[nn.Module, Batch], Tensor]

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from everyformer.catalog import Job, Measurement, Panel, Plan
+from everyformer.files import write_atomic
 from everyformer.lab import data
-from everyformer.lab.files import write_atomic
 from everyformer.lab.measure import count_flops
 from everyformer.lab.train import fit
 from everyformer.papers.itransformer.baselines import DLinear, VanillaTransformer

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import torch
 
-from everyformer.lab.files import write_atomic
+from everyformer.files import write_atomic
 from everyformer.papers.vit_resnas.model import Definition, ViTResNAS, checked, stripped
 from everyformer.papers.vit_resnas.supernet import Genes, SuperNet
 
