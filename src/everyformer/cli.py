@@ -33,6 +33,7 @@ EXTRAS = {
     "transformers": "language", "tokenizers": "language", "peft": "language", "diffusers": "diffusion",
     "timm": "vision", "torchvision": "vision", "pandas": "series", "torch_geometric": "graph",
     "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx", "ray": "ray",
+    "torchao": "quant", "optuna": "quant", "cmaes": "quant",
     "aiosmtplib": "site", "alembic": "site", "fastapi": "site", "feedgen": "site", "itsdangerous": "site",
     "jinja2": "site", "markdown_it": "site", "multipart": "site", "nh3": "site", "psutil": "site", "psycopg": "site",
     "pydantic_settings": "site", "sklearn": "site", "sqlalchemy": "site", "starlette": "site", "uvicorn": "site",
