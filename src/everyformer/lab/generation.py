@@ -1,0 +1,237 @@
+"""Generating digits: a small few-step diffusion model that is trained once, judges of digits, and Fréchet distance."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from everyformer.catalog import Scale
+from everyformer.files import write_atomic
+from everyformer.lab import data, train
+from everyformer.parts import diffusion, dit
+from everyformer.parts.diffusion import consistency_loss, velocity_loss
+from everyformer.parts.dit import DiT
+
+SIDE = 16  # pixels
+ORIGIN = 50  # timesteps that a consistency model is distilled on: ``original_inference_steps`` of LCMScheduler
+BATCHES = 50  # batches in what counts as an epoch of training
+
+
+@dataclasses.dataclass(frozen=True)
+class Digits:
+    """Digits (samples, 1, 16, 16) in [-1, 1] and their classes (samples,), to train on and held out."""
+
+    train: tuple[Float[Tensor, "train 1 16 16"], Int[Tensor, " train"]]
+    test: tuple[Float[Tensor, "test 1 16 16"], Int[Tensor, " test"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """The digits, the DiT, and the steps of the teacher, of the student and of a judge."""
+
+    images: str
+    dim: int
+    depth: int
+    heads: int
+    batch: int
+    teacher: int
+    student: int
+    judge: int
+
+
+SIZES: dict[Scale, Size] = {
+    "smoke": Size("mnist_500", dim=32, depth=1, heads=1, batch=16, teacher=20, student=10, judge=60),
+    "cpu": Size("mnist_test", dim=96, depth=4, heads=3, batch=64, teacher=2500, student=500, judge=400),
+    "paper": Size("mnist_train", dim=384, depth=12, heads=6, batch=256, teacher=50_000, student=20_000, judge=5_000),
+}
+
+
+def digits(scale: Scale) -> Digits:
+    """Digits of half their size; the last fifth is held out."""
+    images, labels = data.digits(SIZES[scale].images)
+    padded = F.pad(images.float().unsqueeze(1) / 127.5 - 1, (2, 2, 2, 2), value=-1.0)
+    small = F.avg_pool2d(padded, 2)
+    cut = len(small) * 4 // 5
+    return Digits((small[:cut], labels[:cut]), (small[cut:], labels[cut:]))
+
+
+class Judge(nn.Module):
+    """A small convolutional classifier of digits: logits, and the features that distances are measured in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1), nn.GELU(), nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.GELU(),
+            nn.Conv2d(32, 32, 3, stride=2, padding=1), nn.GELU(), nn.Flatten(), nn.Linear(512, 48), nn.GELU(),
+        )  # fmt: skip
+        self.head = nn.Linear(48, 10)
+
+    def features(self, images: Float[Tensor, "batch 1 16 16"]) -> Float[Tensor, "batch 48"]:
+        """What the classifier sees before it decides."""
+        return self.body(images)  # type: ignore[no-any-return]
+
+    def forward(self, images: Float[Tensor, "batch 1 16 16"]) -> Float[Tensor, "batch 10"]:
+        return self.head(self.features(images))  # type: ignore[no-any-return]
+
+
+def judge(scale: Scale, *, seed: int, device: str = "cpu") -> Judge:
+    """A trained :class:`Judge`; different seeds give judges of different weights. From the cache where it is there."""
+    size, shown = SIZES[scale], digits(scale).train
+    torch.manual_seed(seed)
+    model = Judge()
+
+    def fit(folder: Path) -> None:
+        _fit(model, lambda m, b: F.cross_entropy(m(b[0]), b[1]), lambda generator: _draw(shown, 64, generator),
+             steps=size.judge, rate=2e-3, folder=folder, seed=seed,
+             device=device, label="a judge of digits")  # fmt: skip
+
+    return _cached(model, fit, scale, {"seed": seed}).to(device)  # type: ignore[return-value]
+
+
+def few_step_digits(scale: Scale, *, device: str = "cpu") -> DiT:
+    """A class-conditional DiT that draws digits in a few steps of diffusers' ``LCMScheduler`` or ``TCDScheduler``.
+
+    A teacher is trained to predict velocities, then a student is distilled to see the end of the teacher's path from
+    every point of it. The schedulers need ``prediction_type="v_prediction"``. From the cache where it is there.
+    """
+    size, shown = SIZES[scale], digits(scale).train
+    torch.manual_seed(0)
+    student = DiT(image_size=SIDE, patch=4, channels=1, dim=size.dim, depth=size.depth, heads=size.heads, classes=10)
+    table = alphas_cumprod()
+    apart = len(table) // ORIGIN
+
+    def draw_teacher(generator: torch.Generator) -> tuple[Tensor, ...]:
+        images, labels = _draw(shown, size.batch, generator)
+        noise = torch.randn(images.shape, generator=generator)
+        return images, labels, noise, torch.randint(len(table), (size.batch,), generator=generator)
+
+    def draw_student(generator: torch.Generator) -> tuple[Tensor, ...]:
+        images, labels, noise, _ = draw_teacher(generator)
+        return images, labels, noise, torch.randint(ORIGIN, (size.batch,), generator=generator) * apart + apart - 1
+
+    def teach(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        images, labels, noise, timesteps = batch
+        return velocity_loss(model, images, labels, noise=noise, timesteps=timesteps, alphas_cumprod=table)
+
+    def fit(folder: Path) -> None:
+        _fit(student, teach, draw_teacher, steps=size.teacher, rate=2e-3, folder=folder / "teacher", seed=0,
+             device=device, label="a teacher of digits")  # fmt: skip
+        teacher = copy.deepcopy(student).requires_grad_(False)
+
+        def distil(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+            images, labels, noise, timesteps = batch
+            return consistency_loss(model, teacher, images, labels, noise=noise, timesteps=timesteps,
+                                    alphas_cumprod=table)  # fmt: skip
+
+        _fit(student, distil, draw_student, steps=size.student, rate=1e-3, folder=folder / "student", seed=0,
+             device=device, label="a student of few steps")  # fmt: skip
+
+    return _cached(student, fit, scale, {}).to(device)  # type: ignore[return-value]
+
+
+def alphas_cumprod() -> Float[Tensor, "1000"]:
+    """The noise schedule of diffusers' ``LCMScheduler`` and ``TCDScheduler`` as they come."""
+    return torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
+
+
+@torch.no_grad()
+def draw(
+    model: Callable[..., Tensor],
+    labels: Int[Tensor, " batch"],
+    scheduler: object,
+    steps: int,
+    generator: torch.Generator,
+) -> Float[Tensor, "batch 1 16 16"]:
+    """Digits of the classes ``labels`` in ``steps`` steps of a scheduler of diffusers, clamped to [-1, 1]."""
+    scheduler.set_timesteps(steps)  # type: ignore[attr-defined]
+    images = torch.randn(len(labels), 1, SIDE, SIDE, generator=generator).to(labels.device)
+    for timestep in scheduler.timesteps:  # type: ignore[attr-defined]
+        output = model(images, timestep.to(images).expand(len(labels)), labels)
+        images = scheduler.step(output, timestep, images, generator=generator).prev_sample  # type: ignore[attr-defined]
+    return images.clamp(-1, 1)
+
+
+def frechet_distance(ours: Float[Tensor, "samples features"], theirs: Float[Tensor, "others features"]) -> float:
+    """Fréchet distance of the Gaussians that fit two sets of features (arXiv 1706.08500, equation 6).
+
+    Raises ``ValueError`` if a set has fewer than two samples, or the numbers of features differ.
+    """
+    if min(len(ours), len(theirs)) < 2 or ours.shape[1] != theirs.shape[1]:
+        raise ValueError(
+            f"ours and theirs must be (samples, features) of at least two samples and equal features, "
+            f"got {tuple(ours.shape)} and {tuple(theirs.shape)}"
+        )
+    a, b = ours.double(), theirs.double()
+    shift = (a.mean(0) - b.mean(0)).square().sum()
+    cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
+    values, vectors = torch.linalg.eigh(cov_a)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
+    return float(shift + cov_a.trace() + cov_b.trace() - 2 * cross)
+
+
+def _draw(shown: tuple[Tensor, Tensor], batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    index = torch.randint(len(shown[0]), (batch,), generator=generator)
+    return shown[0][index], shown[1][index]
+
+
+def _fit(
+    model: nn.Module,
+    step: Callable[[nn.Module, tuple[Tensor, ...]], Tensor],
+    draw: Callable[[torch.Generator], tuple[Tensor, ...]],
+    *,
+    steps: int,
+    rate: float,
+    folder: Path,
+    seed: int,
+    device: str,
+    label: str,
+) -> None:
+    """The one recipe: Adam, a rate that falls to zero."""
+
+    def batches(epoch: int) -> Iterator[tuple[Tensor, ...]]:
+        generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
+        for _ in range(BATCHES):
+            yield draw(generator)
+
+    train.fit(
+        model,
+        step,
+        batches,
+        optimizer=lambda parameters: torch.optim.Adam(parameters, rate),
+        scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1 - min(done / steps, 1)),
+        schedule_every="step",
+        steps=steps,
+        folder=folder,
+        seed=seed,
+        device=device,
+        label=label,
+    )
+
+
+def _cached(model: nn.Module, fit: Callable[[Path], None], scale: Scale, settings: dict[str, int]) -> nn.Module:
+    """``model`` trained by ``fit``, or read from the cache, whose key is a hash of recipe, data, code and versions."""
+    code = [Path(str(module.__file__)).read_bytes() for module in (diffusion, dit)] + [Path(__file__).read_bytes()]
+    images = digits(scale).train[0]
+    recipe = {
+        "model": type(model).__name__, **settings, **dataclasses.asdict(SIZES[scale]), "torch": torch.__version__,
+        "images": hashlib.sha256(images.numpy().tobytes()).hexdigest(),
+        "code": hashlib.sha256(b"".join(code)).hexdigest(),
+    }  # fmt: skip
+    folder = data.cache() / "models" / hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
+    weights = folder / "model.safetensors"
+    if not weights.exists():
+        fit(folder / "training")
+        write_atomic(weights, save({name: tensor.contiguous() for name, tensor in model.state_dict().items()}))
+    model.cpu().load_state_dict(load_file(weights))
+    return model.eval().requires_grad_(False)
