@@ -90,6 +90,16 @@ def test_bf16_and_compile():
         torch.testing.assert_close(compiled(x), hadamard(x))
 
 
+def test_compiled_code_takes_many_sizes_any_axis_and_gradients():
+    def work(x):
+        return hadamard(hadamard(hadamard(x, 0).sin(), block=12), 0, inverse=True) + hadamard(x, block=1)
+
+    x = torch.randn(16, 24, requires_grad=True)
+    out, truth = torch.compile(work, backend="aot_eager", fullgraph=True)(x), work(x)
+    torch.testing.assert_close(out, truth)
+    torch.testing.assert_close(*(torch.autograd.grad(y.sin().sum(), x)[0] for y in (out, truth)))
+
+
 def test_memory_is_that_of_the_rows():
     x = torch.randn(16, 4096)
     hadamard(x)  # the small matrices are made once

@@ -45,7 +45,8 @@ def hadamard(
     block = size if block is None else block
     if block < 1 or size % block:
         raise ValueError(f"block must divide the {size} values along dim {dim}, got {block}")
-    split(block)  # raises where there is no construction
+    if not torch.compiler.is_compiling():
+        split(block)  # raises where there is no construction; compiled code does so when it runs
     rows = x.movedim(dim, -1)
     rows = rows.unflatten(-1, (size // block, block))
     return _Hadamard.apply(rows, inverse, backend).flatten(-2).movedim(-1, dim)  # type: ignore[no-any-return]
@@ -56,13 +57,7 @@ class _Hadamard(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, inverse: bool, backend: str) -> Tensor:
-        if backend == "reference":
-            return reference.hadamard(x, inverse=inverse)
-        if backend == "torch":
-            return plain.hadamard(x, inverse=inverse)
-        from everyformer.ops.hadamard import triton as kernel
-
-        return kernel.hadamard(x, inverse=inverse)
+        return (_opaque if torch.compiler.is_compiling() else _transform)(x, inverse, backend)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, bool, str], output: Tensor) -> None:
@@ -71,3 +66,24 @@ class _Hadamard(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         return _Hadamard.apply(gradient, not ctx.inverse, ctx.backend), None, None
+
+
+def _transform(x: Tensor, inverse: bool, backend: str) -> Tensor:
+    if backend == "reference":
+        return reference.hadamard(x, inverse=inverse)
+    if backend == "torch":
+        return plain.hadamard(x, inverse=inverse)
+    from everyformer.ops.hadamard import triton as kernel
+
+    return kernel.hadamard(x, inverse=inverse)
+
+
+@torch.library.custom_op("everyformer::hadamard", mutates_args=())
+def _opaque(x: Tensor, inverse: bool, backend: str) -> Tensor:
+    """For compilers, which need not trace how a matrix is made, and take any number of sizes in one graph."""
+    return x.clone() if x.shape[-1] == 1 else _transform(x, inverse, backend)
+
+
+@_opaque.register_fake
+def _(x: Tensor, inverse: bool, backend: str) -> Tensor:
+    return x.new_empty(x.shape)

@@ -39,7 +39,6 @@ def hadamard_matrix(order: int) -> Float[Tensor, "order order"]:
     return torch.from_numpy(matrix).double() / order**0.5
 
 
-@torch.compiler.assume_constant_result  # compiled code need not trace the search
 def split(order: int) -> tuple[int, int]:
     """``order`` as base * 2 ** doublings: the smallest base that has a construction of its own.
 

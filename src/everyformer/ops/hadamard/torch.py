@@ -19,7 +19,7 @@ RADIX = 6  # doublings in one product
 
 def hadamard(x: Float[Tensor, "*rows n"], *, inverse: bool = False) -> Float[Tensor, "*rows n"]:
     """H x for each row x, in the row's own precision."""
-    folded = x.reshape(-1, x.shape[-1])
+    folded = x.reshape(-1, x.shape[-1]).contiguous()  # batched products would copy strided rows one by one
     # The rows so far are split into ever more axes; each factor is the next axis from the left.
     for order, rest in factors(x.shape[-1]):
         matrix = _matrix(order, str(x.device), x.dtype)
@@ -41,12 +41,6 @@ def factors(order: int) -> list[tuple[int, int]]:
     return found
 
 
-# Compiled code holds the matrix; it does not trace how it is made.
-@torch.compiler.assume_constant_result
-def _matrix(order: int, device: str, dtype: torch.dtype) -> Tensor:
-    return _made(order, device, dtype)
-
-
 @functools.lru_cache(maxsize=64)
-def _made(order: int, device: str, dtype: torch.dtype) -> Tensor:
+def _matrix(order: int, device: str, dtype: torch.dtype) -> Tensor:
     return hadamard_matrix(order).to(device, dtype)
