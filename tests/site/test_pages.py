@@ -13,7 +13,6 @@ from everyformer.site.catalogue import import_catalogue
 
 from .conftest import Clock, open_page, plain_settings
 
-
 RESULTS = Path(__file__).parents[2] / "results"
 
 
