@@ -159,7 +159,7 @@ def plot(found: dict[str, Any]) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.6), sharey=True, layout="constrained")
     kinds = [("multiply_adds", "multiply-adds of a picture (M)", 1e-6)]
     kinds += [(f"{how}_ms", f"{how}, ms for {BATCH} pictures", 1.0) for how in ("eager", "compiled")]
-    for axis, (key, label, scale) in zip(axes, kinds, strict=True):
+    for axis, (key, title, scale) in zip(axes, kinds, strict=True):
         for index, name in enumerate([*BACKBONES, *BASELINES]):
             rows = [found["networks"][label(name, cost)] for cost in COSTS]
             spread = [measure.spread(list(row["accuracy"].values())) for row in rows]
@@ -175,7 +175,7 @@ def plot(found: dict[str, Any]) -> None:
                 label=name,
                 **style,
             )
-        axis.set(xlabel=label, xscale="log")
+        axis.set(xlabel=title, xscale="log")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("accuracy on 3,000 test pictures (%)")
     figure.legend(loc="outside upper center", ncols=6, frameon=False)

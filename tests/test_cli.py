@@ -56,10 +56,8 @@ def test_show_tells_the_claims():
         (("run", "sla.sped"), "did you mean speed"),
         (("run", "sla", "--scale", "huge"), "scale must be one of smoke, cpu, paper"),
         (("run", "sla", "--device", "quantum"), "device must be one of cpu"),
-        (("run", "qsched"), "not built yet"),
         (("list", "--tag", "vison"), "did you mean vision"),
         (("list", "--verdict", "maybe"), "unknown verdict"),
-        (("bench", "qsched"), "has no benchmark"),
         (("run", "sla", "--seeds", "0"), "--seeds"),
         (("frobnicate",), "No such command"),
     ],
@@ -69,6 +67,16 @@ def test_mistakes_get_one_clear_line_and_status_two(arguments, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("command", "message"), [("run", "not built yet"), ("bench", "has no benchmark")])
+def test_a_paper_that_is_not_built_is_said_to_be(command, message):
+    slug = next((paper.slug for paper in everyformer.papers() if not paper.built), None)
+    if slug is None:
+        pytest.skip("every paper is built")
+    done = call(command, slug)
+    assert done.returncode == 2
+    assert message in done.stderr
 
 
 def test_results_folder_that_cannot_be_written_is_named(tmp_path):

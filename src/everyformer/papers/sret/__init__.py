@@ -10,7 +10,7 @@ PAPER = Paper(
     authors=3,
     organisation=None,
     summary=(
-        "Runs each block of a small vision transformer twice with the same weights, a small projection of its own after "
+        "Runs each block of a small vision transformer twice with shared weights, a small projection of its own after "
         "each pass, and slices the attention into groups that differ from pass to pass, so that depth comes without "
         "many parameters and with less computation. The blocks recur in any network of tokens."
     ),
