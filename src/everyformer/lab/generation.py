@@ -1,23 +1,21 @@
-"""Generating digits: a small few-step diffusion model that is trained once, judges of digits, and Fréchet distance."""
+"""Generating digits: a small few-step diffusion model that is trained once, and judges of digits."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
-import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from everyformer.catalog import Scale
-from everyformer.files import write_atomic
 from everyformer.lab import data, train
+from everyformer.lab.pretrained import load_or_train
 from everyformer.parts import diffusion, dit
 from everyformer.parts.diffusion import consistency_loss, velocity_loss
 from everyformer.parts.dit import DiT
@@ -95,7 +93,7 @@ def judge(scale: Scale, *, seed: int, device: str = "cpu") -> Judge:
              steps=size.judge, rate=2e-3, folder=folder, seed=seed,
              device=device, label="a judge of digits")  # fmt: skip
 
-    return _cached(model, fit, scale, {"seed": seed}).to(device)  # type: ignore[return-value]
+    return _trained_once(model, fit, scale, device, seed=seed)  # type: ignore[return-value]
 
 
 def few_step_digits(scale: Scale, *, device: str = "cpu") -> DiT:
@@ -136,7 +134,7 @@ def few_step_digits(scale: Scale, *, device: str = "cpu") -> DiT:
         _fit(student, distil, draw_student, steps=size.student, rate=1e-3, folder=folder / "student", seed=0,
              device=device, label="a student of few steps")  # fmt: skip
 
-    return _cached(student, fit, scale, {}).to(device)  # type: ignore[return-value]
+    return _trained_once(student, fit, scale, device)  # type: ignore[return-value]
 
 
 def alphas_cumprod() -> Float[Tensor, "1000"]:
@@ -159,25 +157,6 @@ def draw(
         output = model(images, timestep.to(images).expand(len(labels)), labels)
         images = scheduler.step(output, timestep, images, generator=generator).prev_sample  # type: ignore[attr-defined]
     return images.clamp(-1, 1)
-
-
-def frechet_distance(ours: Float[Tensor, "samples features"], theirs: Float[Tensor, "others features"]) -> float:
-    """Fréchet distance of the Gaussians that fit two sets of features (arXiv 1706.08500, equation 6).
-
-    Raises ``ValueError`` if a set has fewer than two samples, or the numbers of features differ.
-    """
-    if min(len(ours), len(theirs)) < 2 or ours.shape[1] != theirs.shape[1]:
-        raise ValueError(
-            f"ours and theirs must be (samples, features) of at least two samples and equal features, "
-            f"got {tuple(ours.shape)} and {tuple(theirs.shape)}"
-        )
-    a, b = ours.double(), theirs.double()
-    shift = (a.mean(0) - b.mean(0)).square().sum()
-    cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
-    values, vectors = torch.linalg.eigh(cov_a)
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
-    return float(shift + cov_a.trace() + cov_b.trace() - 2 * cross)
 
 
 def _draw(shown: tuple[Tensor, Tensor], batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -219,19 +198,12 @@ def _fit(
     )
 
 
-def _cached(model: nn.Module, fit: Callable[[Path], None], scale: Scale, settings: dict[str, int]) -> nn.Module:
-    """``model`` trained by ``fit``, or read from the cache, whose key is a hash of recipe, data, code and versions."""
-    code = [Path(str(module.__file__)).read_bytes() for module in (diffusion, dit)] + [Path(__file__).read_bytes()]
-    images = digits(scale).train[0]
-    recipe = {
-        "model": type(model).__name__, **settings, **dataclasses.asdict(SIZES[scale]), "torch": torch.__version__,
-        "images": hashlib.sha256(images.numpy().tobytes()).hexdigest(),
-        "code": hashlib.sha256(b"".join(code)).hexdigest(),
-    }  # fmt: skip
-    folder = data.cache() / "models" / hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
-    weights = folder / "model.safetensors"
-    if not weights.exists():
-        fit(folder / "training")
-        write_atomic(weights, save({name: tensor.contiguous() for name, tensor in model.state_dict().items()}))
-    model.cpu().load_state_dict(load_file(weights))
-    return model.eval().requires_grad_(False)
+def _trained_once(
+    model: nn.Module, fit: Callable[[Path], None], scale: Scale, device: str, **settings: int
+) -> nn.Module:
+    """``model`` trained by ``fit``, or read from the cache."""
+    load_or_train(
+        model, fit, recipe={**dataclasses.asdict(SIZES[scale]), **settings}, samples=digits(scale).train,
+        code=(diffusion, dit, sys.modules[__name__]),
+    )  # fmt: skip
+    return model.to(device).eval().requires_grad_(False)

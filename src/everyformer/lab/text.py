@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -12,12 +11,11 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Int
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from everyformer.catalog import Scale
-from everyformer.files import write_atomic
 from everyformer.lab import data, train
+from everyformer.lab.pretrained import load_or_train
 
 Kind = Literal["gpt", "llama"]
 BYTES = 256  # size of the vocabulary
@@ -158,15 +156,9 @@ def pretrained(kind: Kind, *, scale: Scale, seed: int) -> nn.Module:
     text = corpus("made_up" if smoke else "tiny_shakespeare").train
     torch.manual_seed(seed)
     model = build(kind, **shape)
-    recipe = {
-        "kind": kind, **shape, "steps": steps, "seed": seed, "text": hashlib.sha256(text.numpy().tobytes()).hexdigest(),
-        "torch": torch.__version__, "code": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
-    }  # fmt: skip
-    folder = data.cache() / "models" / hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
-    weights = folder / "model.safetensors"
-    if not weights.exists():
-        fit(model, text, steps=steps, folder=folder / "training", seed=seed, label=f"pretraining of a small {kind}")
-        write_atomic(weights, save({name: tensor.contiguous() for name, tensor in model.named_parameters()}))
-    # Tied weights have one name among the parameters, so a missing name here is no missing weight.
-    model.load_state_dict(load_file(weights), strict=False)
+    load_or_train(
+        model,
+        lambda folder: fit(model, text, steps=steps, folder=folder, seed=seed, label=f"pretraining of a small {kind}"),
+        recipe={"kind": kind, **shape, "steps": steps, "seed": seed}, samples=[text], code=[sys.modules[__name__]],
+    )  # fmt: skip
     return model

@@ -13,7 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from everyformer.catalog import Job, Panel
-from everyformer.lab.generation import Judge, digits, draw, few_step_digits, frechet_distance, judge
+from everyformer.lab.generation import Judge, digits, draw, few_step_digits, judge
+from everyformer.lab.quality import frechet_distance
 from everyformer.papers.qsched.calibration import Calibration, calibrate, jaq_loss
 from everyformer.papers.qsched.method import Coefficients, QSchedScheduler
 from everyformer.papers.qsched.precision import quantise
