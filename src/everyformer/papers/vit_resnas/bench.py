@@ -1,12 +1,11 @@
 """Speed: networks beside timm's of about equal multiply-adds, the super-network's step beside a plain one, extraction.
 
-The authors' block can be timed too: ``everyformer bench vit_resnas --peer <file>``.
+The authors' code can be timed too: ``everyformer bench vit_resnas --peer <file>``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import timm
 import torch
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from everyformer.lab.bench import Case
+from everyformer.lab.images import inference
 from everyformer.papers.vit_resnas.claim import SMALL_SPACE
 from everyformer.papers.vit_resnas.model import VARIANTS, Block, ViTResNAS
 from everyformer.papers.vit_resnas.supernet import SPACES, SuperNet
@@ -56,22 +56,15 @@ def cases(quick: bool, device: str) -> Iterator[Case]:
     tokens = torch.randn(2 if quick else 16, 257, 192, device=device)
     block = Block(192, 3, 64, 768).to(device).eval()
     reference = timm.models.vision_transformer.Block(192, 3, qkv_bias=True).to(device).eval()
-    yield Case("block, 257 tokens", forward(block, tokens), {"timm's block": forward(reference, tokens)}, 1.0)
+    yield Case("block, 257 tokens", inference(block, tokens), {"timm's block": inference(reference, tokens)}, 1.0)
     for name, others in () if quick else PEERS.items():
         pictures = torch.randn(8, 3, 224, 224, device=device)
-        ours: Any = ViTResNAS(stages=VARIANTS[name]).to(device).eval()
-        peers = {other: forward(timm.create_model(other).to(device).eval(), pictures) for other in others}
-        yield Case(f"{name}, forward", forward(ours, pictures), peers, 1.0, "batch 8, 224 pixels")
-
-
-def forward(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
-    """A pass in evaluation."""
-
-    def run() -> Tensor:
-        with torch.inference_mode():
-            return model(x)  # type: ignore[no-any-return]
-
-    return run
+        note = "batch 8, 224 pixels"
+        eager = inference(ViTResNAS(stages=VARIANTS[name]), pictures)
+        peers = {other: inference(timm.create_model(other), pictures) for other in others}
+        yield Case(f"{name}, forward", eager, peers, 1.0, note)
+        compiled = inference(ViTResNAS(stages=VARIANTS[name]), pictures, compiled=True)
+        yield Case(f"{name}, compiled", compiled, {"eager": eager}, 1.0, note)
 
 
 def step(owner: nn.Module, model: nn.Module, pictures: Tensor) -> Callable[[], None]:
