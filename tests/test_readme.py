@@ -25,6 +25,18 @@ def test_there_are_three_snippets_in_the_readme():
     assert README.count("```python") == 3
 
 
-def test_the_table_is_what_the_program_writes():
-    table = README.partition("<!-- papers -->\n")[2].partition("<!-- /papers -->")[0].strip()
-    assert table == tables.markdown_table(catalog.papers(), catalog.recorded(catalog.shipped_results())).strip()
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.stem
+)
+def test_tables_are_what_the_program_writes(page):
+    content = page.read_text(encoding="utf-8")
+    if page.stem != "README" and "<!-- figures" not in content:
+        pytest.skip("no table")
+    assert content == tables.renewed(content, catalog.papers(), catalog.recorded(catalog.shipped_results()))
+
+
+def test_marks_that_are_missing_or_wrong_are_named():
+    with pytest.raises(ValueError, match="marks"):
+        tables.renewed("no table here", [], {})
+    with pytest.raises(ValueError, match=r"sla\.nothing\.cpu"):
+        tables.renewed("<!-- figures sla.nothing.cpu -->\n<!-- /figures -->", [], {})

@@ -351,24 +351,21 @@ def new(
 @app.command()
 def table(
     write: Annotated[
-        Path | None, typer.Option(help="A Markdown file whose table (between its marks) is renewed.")
+        Path | None, typer.Option(help="A Markdown file whose tables (between their marks) are renewed.")
     ] = None,
 ) -> None:
     """Print the table of papers and results in Markdown, or renew it in a file."""
     from everyformer.files import write_atomic
     from everyformer.lab import tables
 
-    text = tables.markdown_table(catalog.papers(), catalog.recorded(catalog.shipped_results()))
+    papers, results = catalog.papers(), catalog.recorded(catalog.shipped_results())
     if write is None:
-        print(text, end="")
+        print(tables.markdown_table(papers, results), end="")
         return
-    begin, end = "<!-- papers -->\n", "<!-- /papers -->"
-    content = write.read_text(encoding="utf-8")
-    if begin not in content or end not in content:
-        raise ValueError(f"{write} lacks the marks {begin.strip()} and {end}")
-    before, _, rest = content.partition(begin)
-    _, _, after = rest.partition(end)
-    write_atomic(write, before + begin + "\n" + text + "\n" + end + after)
+    try:
+        write_atomic(write, tables.renewed(write.read_text(encoding="utf-8"), papers, results))
+    except ValueError as error:
+        raise ValueError(f"{write}: {error}") from error
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich.table import Table
@@ -10,6 +11,9 @@ from rich.text import Text
 from everyformer.catalog import VERDICTS, Claim, Paper, Result
 from everyformer.lab import report
 
+# What stands between such marks in a Markdown file is written by the program.
+_PAPERS = re.compile(r"(<!-- papers -->\n).*?(<!-- /papers -->)", re.DOTALL)
+_FIGURES = re.compile(r"(<!-- figures ([\w.]+) -->\n).*?(<!-- /figures -->)", re.DOTALL)
 _MARKS = {"reproduced": ("●", "green"), "direction only": ("◐", "yellow"), "not reproduced": ("○", "red")}
 
 
@@ -133,3 +137,35 @@ def markdown_table(papers: Iterable[Paper], results: Mapping[str, Result]) -> st
             lines.append(f"| {title} | {tags} | {claim.name}: {claim.metric} | {reported} | {figures} | {verdict} |")
             title = tags = ""
     return "\n".join(lines) + "\n"
+
+
+def figures_table(result: Result) -> str:
+    """All further figures of a result, with their intervals, in Markdown."""
+    seeds = len(result.seeds)
+    lines = [f"| `{result.paper}.{result.claim}`, {result.scale} scale, {seeds} seeds | mean | 95% interval |",
+             "| --- | --- | --- |"]  # fmt: skip
+    for name, spread in result.extras.items():
+        numbers = (report.number(value) for value in (spread.mean, spread.low, spread.high))
+        lines.append("| {} | {} | {} to {} |".format(name, *numbers))
+    return "\n".join(lines) + "\n"
+
+
+def renewed(content: str, papers: Sequence[Paper], results: Mapping[str, Result]) -> str:
+    """Markdown with its tables as they are today.
+
+    The table of papers stands between ``<!-- papers -->`` and ``<!-- /papers -->``, the figures of a result between
+    ``<!-- figures paper.claim.scale -->`` and ``<!-- /figures -->``.
+
+    Raises:
+        ValueError: there are no such marks, or a result is named that is not recorded.
+    """
+    if not _PAPERS.search(content) and not _FIGURES.search(content):
+        raise ValueError("the marks <!-- papers --> and <!-- /papers -->, or those of figures, are not there")
+
+    def figures(match: re.Match[str]) -> str:
+        if match[2] not in results:
+            raise ValueError(f"figures of {match[2]} are wanted, but it is not recorded")
+        return f"{match[1]}\n{figures_table(results[match[2]])}\n{match[3]}"
+
+    content = _PAPERS.sub(lambda match: f"{match[1]}\n{markdown_table(papers, results)}\n{match[2]}", content)
+    return _FIGURES.sub(figures, content)
