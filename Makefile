@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # The pins were taken on Python 3.11 and hold for 3.12 and 3.13; 3.10 gets the newest versions that still support it.
-PINS = $(shell $(BIN)/python -c 'import sys; print("-c constraints.txt" if sys.version_info >= (3, 11) else "")')
+PINS = $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.version_info >= (3, 11) else "")')
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PINS)
 
 .PHONY: demo test lint types unit smoke clean
