@@ -1,5 +1,7 @@
 import os
+import sys
 import tempfile
+from collections.abc import Iterator
 
 # A cache of its own: one shared with other processes can hold a file that a kill left half written.
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="everyformer-inductor-")
@@ -14,3 +16,11 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _compiled_afresh() -> Iterator[None]:
+    """What one test compiled would count against the recompilations that torch allows the next."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
