@@ -21,6 +21,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.ticker import StrMethodFormatter
 from timm.utils import reparameterize_model
 from torch import nn
 
@@ -176,9 +177,11 @@ def plot(found: dict[str, Any]) -> None:
                 **style,
             )
         axis.set(xlabel=title, xscale="log")
+        for which in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
+            which(StrMethodFormatter("{x:g}"))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("accuracy on 3,000 test pictures (%)")
-    figure.legend(loc="outside upper center", ncols=6, frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False)
     for kind in ("svg", "png"):
         figure.savefig(FILE.with_suffix(f".{kind}"), dpi=150)
 
