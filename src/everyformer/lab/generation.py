@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,7 +22,6 @@ from everyformer.parts.dit import DiT
 
 SIDE = 16  # pixels
 ORIGIN = 50  # timesteps that a consistency model is distilled on: ``original_inference_steps`` of LCMScheduler
-BATCHES = 50  # batches in what counts as an epoch of training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +88,10 @@ def judge(scale: Scale, *, seed: int, device: str = "cpu") -> Judge:
     model = Judge()
 
     def fit(folder: Path) -> None:
-        _fit(model, lambda m, b: F.cross_entropy(m(b[0]), b[1]), lambda generator: _draw(shown, 64, generator),
-             steps=size.judge, rate=2e-3, folder=folder, seed=seed,
-             device=device, label="a judge of digits")  # fmt: skip
+        train.fit_drawn(
+            model, lambda m, b: F.cross_entropy(m(b[0]), b[1]), lambda generator: _draw(shown, 64, generator),
+            steps=size.judge, rate=2e-3, folder=folder, seed=seed, device=device, label="a judge of digits",
+        )  # fmt: skip
 
     return _trained_once(model, fit, scale, device, seed=seed)  # type: ignore[return-value]
 
@@ -122,8 +122,10 @@ def few_step_digits(scale: Scale, *, device: str = "cpu") -> DiT:
         return velocity_loss(model, images, labels, noise=noise, timesteps=timesteps, alphas_cumprod=table)
 
     def fit(folder: Path) -> None:
-        _fit(student, teach, draw_teacher, steps=size.teacher, rate=2e-3, folder=folder / "teacher", seed=0,
-             device=device, label="a teacher of digits")  # fmt: skip
+        train.fit_drawn(
+            student, teach, draw_teacher, steps=size.teacher, rate=2e-3, folder=folder / "teacher", seed=0,
+            device=device, label="a teacher of digits",
+        )  # fmt: skip
         teacher = copy.deepcopy(student).requires_grad_(False)
 
         def distil(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
@@ -131,8 +133,10 @@ def few_step_digits(scale: Scale, *, device: str = "cpu") -> DiT:
             return consistency_loss(model, teacher, images, labels, noise=noise, timesteps=timesteps,
                                     alphas_cumprod=table)  # fmt: skip
 
-        _fit(student, distil, draw_student, steps=size.student, rate=1e-3, folder=folder / "student", seed=0,
-             device=device, label="a student of few steps")  # fmt: skip
+        train.fit_drawn(
+            student, distil, draw_student, steps=size.student, rate=1e-3, folder=folder / "student", seed=0,
+            device=device, label="a student of few steps",
+        )  # fmt: skip
 
     return _trained_once(student, fit, scale, device)  # type: ignore[return-value]
 
@@ -164,46 +168,12 @@ def _draw(shown: tuple[Tensor, Tensor], batch: int, generator: torch.Generator) 
     return shown[0][index], shown[1][index]
 
 
-def _fit(
-    model: nn.Module,
-    step: Callable[[nn.Module, tuple[Tensor, ...]], Tensor],
-    draw: Callable[[torch.Generator], tuple[Tensor, ...]],
-    *,
-    steps: int,
-    rate: float,
-    folder: Path,
-    seed: int,
-    device: str,
-    label: str,
-) -> None:
-    """The one recipe: Adam, a rate that falls to zero."""
-
-    def batches(epoch: int) -> Iterator[tuple[Tensor, ...]]:
-        generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
-        for _ in range(BATCHES):
-            yield draw(generator)
-
-    train.fit(
-        model,
-        step,
-        batches,
-        optimizer=lambda parameters: torch.optim.Adam(parameters, rate),
-        scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1 - min(done / steps, 1)),
-        schedule_every="step",
-        steps=steps,
-        folder=folder,
-        seed=seed,
-        device=device,
-        label=label,
-    )
-
-
 def _trained_once(
     model: nn.Module, fit: Callable[[Path], None], scale: Scale, device: str, **settings: int
 ) -> nn.Module:
     """``model`` trained by ``fit``, or read from the cache."""
     load_or_train(
         model, fit, recipe={**dataclasses.asdict(SIZES[scale]), **settings}, samples=digits(scale).train,
-        code=(diffusion, dit, sys.modules[__name__]),
+        code=(diffusion, dit, train, sys.modules[__name__]),
     )  # fmt: skip
     return model.to(device).eval().requires_grad_(False)

@@ -34,6 +34,7 @@ Step = Callable[[nn.Module, Batch], Tensor]
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 STRATEGIES = ("auto", "ddp", "fsdp")
 CHECKPOINT_EVERY = 30.0  # seconds between checkpoints inside an epoch
+DRAWN = 50  # batches in what counts as an epoch where they are drawn without end
 
 
 @dataclasses.dataclass
@@ -137,6 +138,44 @@ def fit(
             run.save()
     run.finish()
     return run.history
+
+
+def fit_drawn(
+    model: nn.Module,
+    step: Step,
+    draw: Callable[[torch.Generator], Batch],
+    *,
+    steps: int,
+    rate: float,
+    folder: Path,
+    seed: int,
+    device: str = "cpu",
+    precision: str = "32-true",
+    strategy: str = "auto",
+    label: str = "",
+) -> History:
+    """Train on batches that ``draw`` makes of a generator: Adam, at a rate that falls to zero in a line; see :func:`fit`."""
+
+    def batches(epoch: int) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
+        for _ in range(DRAWN):
+            yield draw(generator)
+
+    return fit(
+        model,
+        step,
+        batches,
+        optimizer=lambda parameters: torch.optim.Adam([p for p in parameters if p.requires_grad], rate),
+        scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1 - min(done / steps, 1)),
+        schedule_every="step",
+        steps=steps,
+        folder=folder,
+        seed=seed,
+        device=device,
+        precision=precision,
+        strategy=strategy,
+        label=label,
+    )
 
 
 class _Run:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ CLASSES = 5  # of ten: those below are pretrained on, the others are the new dat
 DROPPED = 0.1  # labels that are hidden in pretraining, so that the network knows "no class"
 HELD_OUT = 0.2  # of the new data set's training digits, to choose the rate on
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
-EPOCH = 50  # batches
 DIFFSCALER, LORA, BITFIT, FULL = "Diffscaler", "LoRA", "BitFit", "full fine-tuning"
 METHODS = (DIFFSCALER, LORA, BITFIT, FULL)
 
@@ -91,7 +89,7 @@ def pretrained(scale: Scale, *, device: str = "cpu") -> DiT:
         )  # fmt: skip
 
     load_or_train(
-        model, fit, recipe=dataclasses.asdict(size), samples=shown, code=(diffusion, dit, sys.modules[__name__])
+        model, fit, recipe=dataclasses.asdict(size), samples=shown, code=(diffusion, dit, train, sys.modules[__name__])
     )
     label: Any = model.label
     with torch.no_grad():
@@ -189,38 +187,20 @@ def _fit(
     precision: str = "32-true",
     strategy: str = "auto",
 ) -> None:
-    """The one recipe, for pretraining and for every method: Adam, a rate that falls to zero."""
+    """The one recipe, for pretraining and for every method."""
 
-    def batches(epoch: int) -> Iterator[tuple[Tensor, ...]]:
-        generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
-        for _ in range(EPOCH):
-            index = torch.randint(len(shown[0]), (batch,), generator=generator)
-            hidden = torch.rand(batch, generator=generator) < DROPPED
-            noise = torch.randn(batch, *shown[0].shape[1:], generator=generator)
-            yield (
-                shown[0][index],
-                shown[1][index].masked_fill(hidden, CLASSES),
-                noise,
-                torch.rand(batch, generator=generator),
-            )
+    def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
+        index = torch.randint(len(shown[0]), (batch,), generator=generator)
+        hidden = torch.rand(batch, generator=generator) < DROPPED
+        noise = torch.randn(batch, *shown[0].shape[1:], generator=generator)
+        labels = shown[1][index].masked_fill(hidden, CLASSES)
+        return shown[0][index], labels, noise, torch.rand(batch, generator=generator)
 
     def step(module: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
         images, labels, noise, sigmas = batch
         return flow_matching_loss(module, images, labels, noise=noise, sigmas=sigmas)
 
-    falling: Callable[[int], float] = lambda done: 1 - min(done / steps, 1)  # noqa: E731
-    train.fit(
-        model,
-        step,
-        batches,
-        optimizer=lambda parameters: torch.optim.Adam([p for p in parameters if p.requires_grad], rate),
-        scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, falling),
-        schedule_every="step",
-        steps=steps,
-        folder=folder,
-        seed=seed,
-        device=device,
-        precision=precision,
-        strategy=strategy,
-        label=label,
-    )
+    train.fit_drawn(
+        model, step, draw, steps=steps, rate=rate, folder=folder, seed=seed, device=device, precision=precision,
+        strategy=strategy, label=label,
+    )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,7 +20,6 @@ from everyformer.parts.diffusion import flow_matching_loss
 from everyformer.parts.dit import DiT
 
 SIDE, PATCH = 32, 2  # pixels
-BATCHES = 50  # batches in what counts as an epoch of training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,33 +107,21 @@ def _trained_once(
     batch: int,
     label: str,
 ) -> None:
-    """Train ``model`` by Adam at a rate that falls to zero, or read its weights from the cache."""
+    """Train ``model``, or read its weights from the cache."""
     (images, labels), _ = digits(scale)
 
-    def batches(epoch: int) -> Iterator[tuple[Tensor, ...]]:
-        generator = torch.Generator().manual_seed(epoch)
-        for _ in range(BATCHES):
-            index = torch.randint(len(images), (batch,), generator=generator)
-            noise = torch.randn(batch, *images.shape[1:], generator=generator)
-            yield images[index], labels[index], noise, torch.rand(batch, generator=generator)
+    def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
+        index = torch.randint(len(images), (batch,), generator=generator)
+        noise = torch.randn(batch, *images.shape[1:], generator=generator)
+        return images[index], labels[index], noise, torch.rand(batch, generator=generator)
 
     def fit(folder: Path) -> None:
-        train.fit(
-            model,
-            loss,
-            batches,
-            optimizer=lambda parameters: torch.optim.Adam(parameters, 2e-3),
-            scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(
-                optimizer, lambda done: 1 - min(done / steps, 1)
-            ),
-            schedule_every="step",
-            steps=steps,
-            folder=folder,
-            seed=0,
-            device=device,
-            label=label,
-        )
+        train.fit_drawn(
+            model, loss, draw, steps=steps, rate=2e-3, folder=folder, seed=0, device=device, label=label
+        )  # fmt: skip
 
     recipe = dataclasses.asdict(SIZES[scale])
-    load_or_train(model, fit, recipe=recipe, samples=(images, labels), code=(diffusion, dit, sys.modules[__name__]))
+    load_or_train(
+        model, fit, recipe=recipe, samples=(images, labels), code=(diffusion, dit, train, sys.modules[__name__])
+    )
     model.to(device).eval().requires_grad_(False)

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +31,6 @@ from everyformer.papers.vdt.rivals import SimVP, Watcher
 from everyformer.parts import dit
 
 Kind = Literal["unified", "prediction only", "without temporal attention"]
-BATCHES = 50  # batches in what counts as an epoch of training
 TIMESTEPS = 1000
 CELL, CHANNELS = 4, 4  # pixels on a side of a latent's cell, and numbers that stand for them
 CELLS = SIDE // CELL
@@ -268,23 +267,13 @@ def _fit(
     folder: Path,
     rate: float | None = None,
 ) -> None:
-    """The one recipe: Adam, a rate that falls to zero, no averaging of weights."""
-
-    rate = SIZES[job.scale].rate if rate is None else rate
-
-    def batches(epoch: int) -> Iterator[Any]:
-        generator = torch.Generator().manual_seed(1_000_003 * job.seed + epoch)
-        for _ in range(BATCHES):
-            yield draw(job, generator)
-
-    train.fit(
+    """The one recipe, without averaging of weights; ``rate`` is VDT's unless given."""
+    train.fit_drawn(
         net,
         loss,
-        batches,
-        optimizer=lambda parameters: torch.optim.Adam(parameters, rate),
-        scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1 - min(done / steps, 1)),
-        schedule_every="step",
+        functools.partial(draw, job),
         steps=steps,
+        rate=SIZES[job.scale].rate if rate is None else rate,
         folder=folder,
         seed=job.seed,
         device=job.device,
@@ -307,6 +296,6 @@ def _trained_once(
 def _load_or_train(job: Job, net: nn.Module, name: str, fit: Callable[[Path], None]) -> None:
     shown = _source(job.scale)
     recipe = {**dataclasses.asdict(SIZES[job.scale]), "name": name, "seed": job.seed, "precision": job.precision}
-    code = (model, diffusion, masks, rivals, pipeline, dit, moving_digits, sys.modules[__name__])
+    code = (model, diffusion, masks, rivals, pipeline, dit, moving_digits, train, sys.modules[__name__])
     load_or_train(net, fit, recipe=recipe, samples=(shown.images, shown.labels), code=code)
     net.to(job.device).eval().requires_grad_(False)
