@@ -32,7 +32,7 @@ errors = Console(stderr=True)
 EXTRAS = {
     "transformers": "language", "tokenizers": "language", "peft": "language", "diffusers": "diffusion",
     "timm": "vision", "torchvision": "vision", "pandas": "series", "torch_geometric": "graph",
-    "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx", "ray": "ray",
+    "maze_dataset": "maze", "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx", "ray": "ray",
     "torchao": "quant", "optuna": "quant", "cmaes": "quant",
     "aiosmtplib": "site", "alembic": "site", "fastapi": "site", "feedgen": "site", "itsdangerous": "site",
     "jinja2": "site", "markdown_it": "site", "multipart": "site", "nh3": "site", "psutil": "site", "psycopg": "site",
