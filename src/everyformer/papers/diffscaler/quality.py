@@ -135,10 +135,10 @@ class Outcome:
     drawings: Float[Tensor, "classes 1 16 16"]
 
 
-def outcome(method: str, base: DiT, job: Job) -> Outcome:
-    """Tune at every rate, keep the model that is best on held-out training digits, and measure what it draws."""
-    size, every = SIZES[job.scale], generation.digits(job.scale)
-    images, labels = part(every.train, new=True)
+def best(method: str, base: DiT, job: Job) -> tuple[nn.Module, float]:
+    """Tune at every rate; the model that is best on held-out training digits, and its rate."""
+    size = SIZES[job.scale]
+    images, labels = part(generation.digits(job.scale).train, new=True)
     kept = len(images) - round(HELD_OUT * len(images))
     found = {}
     for rate in RATES:
@@ -150,17 +150,23 @@ def outcome(method: str, base: DiT, job: Job) -> Outcome:
             strategy=job.strategy, label=f"{method}, rate {rate:g}",
         )  # fmt: skip
         found[rate] = model.eval().to(job.device)
-    best = min(RATES, key=lambda rate: _loss(found[rate], (images[kept:], labels[kept:]), job.device))
+    rate = min(RATES, key=lambda rate: _loss(found[rate], (images[kept:], labels[kept:]), job.device))
+    return found[rate], rate
 
+
+def outcome(method: str, base: DiT, job: Job) -> Outcome:
+    """Tune, and measure what the best model draws."""
+    size = SIZES[job.scale]
+    model, rate = best(method, base, job)
     generator = torch.Generator().manual_seed(100_000 + job.seed)
     wanted = torch.arange(size.drawn, device=job.device) % CLASSES
     noise = torch.randn(size.drawn, 1, generation.SIDE, generation.SIDE, generator=generator).to(job.device)
-    drawn = sample(found[best], noise, wanted, steps=size.sampling).clamp(-1, 1)
+    drawn = sample(model, noise, wanted, steps=size.sampling).clamp(-1, 1)
     judge = generation.judge(job.scale, seed=0, device=job.device)
-    natural = part(every.test, new=True)[0].to(job.device)
+    natural = part(generation.digits(job.scale).test, new=True)[0].to(job.device)
     distance = frechet_distance(judge.features(drawn), judge.features(natural))
     agreement = float((judge(drawn).argmax(-1) == wanted + CLASSES).float().mean())
-    return Outcome(distance, agreement, best, trained(found[best]), drawn[:CLASSES].cpu())
+    return Outcome(distance, agreement, rate, trained(model), drawn[:CLASSES].cpu())
 
 
 @torch.no_grad()
