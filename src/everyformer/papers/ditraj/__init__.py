@@ -3,7 +3,7 @@
 from everyformer.catalog import Claim, Paper, Threshold, lazy
 
 _HERE = (
-    "; here a small video DiT trained once on videos of 16 x 16 pixels in which one of a hundred digits moves by whole "
+    "; here a small video DiT trained once on videos of 16 x 16 pixels in which one of forty digits moves by whole "
     "patches; each seed has its own held-out trajectories, digits and noise; a digit's place is its centre of brightness, "
     "in videos enlarged to 32 x 32 pixels"
 )

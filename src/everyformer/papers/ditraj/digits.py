@@ -26,9 +26,9 @@ EMPTY_SHARE, WITHHELD_SHARE = 0.1, 0.1
 # What makes a few minutes of training enough: the model sees videos at half their size, as others see latents; digits
 # move by whole patches; and there are few of each class.
 HALF = moving_digits.SIDE // 2
-PATCH = 2
-SPEED = (2.0, 5.0)  # pixels of the whole video a frame
-EACH = 10
+PATCH = 4
+SPEED = (2.0, 8.0)  # pixels of the whole video a frame
+EACH = 4
 SHIFT = 3.0  # how far noise levels are shifted towards noise, in training and in sampling; Wan's at 480p
 BATCHES = 50  # batches in what counts as an epoch of training
 
@@ -48,7 +48,7 @@ class Size:
 
 SIZES: dict[Scale, Size] = {
     "smoke": Size(frames=4, dim=24, depth=1, heads=1, batch=4, steps=10, rate=2e-3),
-    "cpu": Size(frames=4, dim=64, depth=4, heads=2, batch=8, steps=3000, rate=2e-3),
+    "cpu": Size(frames=4, dim=128, depth=4, heads=4, batch=32, steps=2400, rate=2e-3),
     "paper": Size(frames=16, dim=384, depth=12, heads=6, batch=64, steps=100_000, rate=3e-4),
 }
 
