@@ -37,7 +37,7 @@ class Size:
 
 SIZES: dict[Scale, Size] = {
     "smoke": Size("mnist_500", dim=16, depth=1, heads=1, batch=8, steps=20, judge=40),
-    "cpu": Size("mnist_test", dim=64, depth=3, heads=2, batch=16, steps=2400, judge=400),
+    "cpu": Size("mnist_test", dim=64, depth=3, heads=2, batch=16, steps=3600, judge=400),
     "paper": Size("mnist_train", dim=384, depth=12, heads=6, batch=256, steps=50_000, judge=5_000),
 }
 
