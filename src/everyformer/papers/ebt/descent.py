@@ -1,4 +1,4 @@
-"""Prediction as descent: a candidate walks down its energy, and training goes through the walk (arXiv 2507.02092, section 3).
+"""Prediction as descent: a candidate walks down its energy, and training goes through the walk (arXiv 2507.02092).
 
 The slope of the energy is itself part of what is differentiated, so a step of training differentiates twice.
 """
@@ -51,7 +51,8 @@ class Recipe:
         fewest, most = self.repeats
         if not random:
             return [*range(landscapes - 1), *[landscapes - 1] * most]
-        counts = torch.randint(fewest, most + 1, (landscapes,)).tolist()
+        drawn = fewest < most
+        counts = torch.randint(fewest, most + 1, (landscapes,)).tolist() if drawn else [most] * landscapes
         return [landscape for landscape, count in enumerate(counts) for _ in range(count)]
 
 
@@ -197,17 +198,13 @@ class ReplayBuffer(nn.Module):
         self.register_buffer("logits", torch.zeros(size, length - 1, vocabulary))
         self.register_buffer("written", torch.zeros((), dtype=torch.long))
 
-    def sample(
-        self, count: int
-    ) -> tuple[Int[Tensor, "count length"], Float[Tensor, "count length-1 vocabulary"]]:
+    def sample(self, count: int) -> tuple[Int[Tensor, "count length"], Float[Tensor, "count length-1 vocabulary"]]:
         """Up to ``count`` different texts with their logits; none from an empty buffer."""
         chosen = torch.randperm(min(int(self.written), len(self.tokens)))[:count]
         return self.tokens[chosen], self.logits[chosen]
 
     @torch.no_grad()
-    def keep(
-        self, tokens: Int[Tensor, "batch length"], logits: Float[Tensor, "batch length-1 vocabulary"]
-    ) -> None:
+    def keep(self, tokens: Int[Tensor, "batch length"], logits: Float[Tensor, "batch length-1 vocabulary"]) -> None:
         """Write over the oldest texts."""
         if logits.shape != (len(tokens), *self.logits.shape[1:]) or tokens.shape[1:] != self.tokens.shape[1:]:
             raise ValueError(

@@ -11,96 +11,32 @@ kept for every step and every candidate, and in generation extended token by tok
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from everyformer.papers.ebt.block import Block, KeysValues
 from everyformer.papers.ebt.descent import (
-    S1, SMALLEST_ALPHA, Recipe, ReplayBuffer, Walk, descend, step_size, thinking_schedule,
+    S1,
+    SMALLEST_ALPHA,
+    Recipe,
+    ReplayBuffer,
+    Walk,
+    descend,
+    step_size,
+    thinking_schedule,
 )  # fmt: skip
 from everyformer.parts.dit import modulate
-from everyformer.parts.language import Attention, Cache, SwiGLU, check_tokens, draw, rotary, rotate
+from everyformer.parts.language import Attention, Cache, check_tokens, draw, rotary
 
 Kind = Literal["plain", "time_embed", "adaln", "adaln_zero"]
 """How the energy knows its landscape: not at all, by a token before the text, by adaptive norms (that start as nothing)."""
 Normalise = Literal["each", "first", "never"]
 """Before which steps the softmax is taken: each, those on the first landscape, none."""
-KeysValues = list[tuple[Tensor, Tensor]]
-_Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-class Block(nn.Module):
-    """Attention and SwiGLU for two streams with the same weights: the text, and the candidates that read it."""
-
-    def __init__(self, dim: int, heads: int, hidden: int, *, conditioned: bool, eps: float) -> None:
-        super().__init__()
-        self.attention_norm = nn.RMSNorm(dim, eps)
-        self.attention = Attention(dim, heads)
-        self.mlp_norm = nn.RMSNorm(dim, eps)
-        self.mlp = SwiGLU(dim, hidden)
-        self.adaptive = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim)) if conditioned else None
-
-    def read(
-        self, x: Float[Tensor, "batch tokens dim"], table: Tensor, condition: Tensor, cache: tuple[Cache, int] | None
-    ) -> tuple[Float[Tensor, "batch tokens dim"], tuple[Tensor, Tensor]]:
-        """The text's stream, and this layer's keys and values of all tokens so far."""
-
-        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            nonlocal kept
-            kept = (key, value) if cache is None else cache[0].extended(cache[1], key, value)
-            count, total = query.shape[2], kept[0].shape[2]
-            if count == total:
-                return F.scaled_dot_product_attention(query, *kept, is_causal=True)
-            seen = torch.ones(count, total, dtype=torch.bool, device=x.device).tril(total - count)
-            return F.scaled_dot_product_attention(query, *kept, attn_mask=seen)
-
-        kept: tuple[Tensor, Tensor] = (x, x)
-        x = self._around(x, table, condition, attend)
-        return x, kept
-
-    def weigh(
-        self,
-        x: Float[Tensor, "batch candidates dim"],
-        table: Tensor,
-        condition: Tensor,
-        keys_values: tuple[Tensor, Tensor],
-        hidden: Bool[Tensor, "candidates tokens"],
-    ) -> Float[Tensor, "batch candidates dim"]:
-        """The candidates' stream: each attends to the tokens that are not hidden from it, and to itself.
-
-        Written out, because fused attention cannot be differentiated twice.
-        """
-
-        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            keys, values = keys_values
-            query = query / math.sqrt(query.shape[-1])
-            to_text = (query @ keys.mT).masked_fill(hidden, -torch.inf)
-            to_itself = (query * key).sum(-1, keepdim=True)
-            weights = torch.cat([to_text, to_itself], -1).softmax(-1).to(value.dtype)
-            return weights[..., :-1] @ values + weights[..., -1:] * value
-
-        return self._around(x, table, condition, attend)
-
-    def _around(self, x: Tensor, table: Tensor, condition: Tensor, attend: _Attend) -> Tensor:
-        """What both streams share."""
-        if self.adaptive is None:
-            x = x + self._attention(self.attention_norm(x), table, attend)
-            return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaptive(condition).chunk(6, -1)
-        x = x + gate1[:, None] * self._attention(modulate(self.attention_norm(x), shift1, scale1), table, attend)
-        return x + gate2[:, None] * self.mlp(modulate(self.mlp_norm(x), shift2, scale2))  # type: ignore[no-any-return]
-
-    def _attention(self, x: Tensor, table: Tensor, attend: _Attend) -> Tensor:
-        query, key, value = (
-            self.attention.qkv(x).unflatten(-1, (3, self.attention.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        )
-        mixed = attend(rotate(query, table), rotate(key, table), value)
-        return self.attention.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 @dataclasses.dataclass
@@ -196,9 +132,7 @@ class EBT(nn.Module):
             for layer in silent:
                 nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
 
-    def read(
-        self, tokens: Int[Tensor, "batch tokens"], *, caches: Sequence[Cache] | None = None
-    ) -> list[KeysValues]:
+    def read(self, tokens: Int[Tensor, "batch tokens"], *, caches: Sequence[Cache] | None = None) -> list[KeysValues]:
         """Keys and values of a text, by landscape and layer; with caches ``tokens`` follow what is in them.
 
         Raises:
@@ -239,9 +173,12 @@ class EBT(nn.Module):
             ValueError: candidates over another vocabulary.
         """
         if candidates.shape[-1] != self.vocabulary:
-            raise ValueError(f"candidates must have vocabulary {self.vocabulary} in the end, got {candidates.shape[-1]}")
+            raise ValueError(
+                f"candidates must have vocabulary {self.vocabulary} in the end, got {candidates.shape[-1]}"
+            )
         keys_values = context[min(landscape, len(context) - 1)]
         condition = self._condition(len(candidates), landscape)
+        candidates = candidates.to(self.embedding.weight.dtype)
         x = candidates @ self.embedding.weight if self.candidate is None else self.candidate(candidates)
         places = positions + self.before
         table = self.table[:, places].to(x.dtype)
@@ -295,11 +232,15 @@ class EBT(nn.Module):
             old, reached = replay.sample(replayed)
             pieces = torch.cat([pieces, old])
             initial = torch.cat([self._noise(len(fresh), fresh.shape[1] - 1), reached])
-        states = self(pieces[:, :-1], initial=initial).states
+        walk = self(pieces[:, :-1], initial=initial)
         if replay is not None:
-            replay.keep(fresh, states[-1][: len(fresh)])
-        scored = states[-1:] if self.recipe.last_only else states
-        losses = [F.cross_entropy(s.flatten(0, 1).float(), pieces[:, 1:].flatten(), ignore_index=ignore) for s in scored]
+            replay.keep(fresh, walk.states[-1][: len(fresh)])
+        return self.score(walk, pieces[:, 1:], ignore=ignore)
+
+    def score(self, walk: Walk, targets: Int[Tensor, "batch tokens"], *, ignore: int = -100) -> Float[Tensor, ""]:
+        """The loss of a walk: for training loops that call the model themselves, such as a wrapped one's."""
+        scored = walk.states[-1:] if self.recipe.last_only else walk.states
+        losses = [F.cross_entropy(s.flatten(0, 1).float(), targets.flatten(), ignore_index=ignore) for s in scored]
         return torch.stack(losses).mean()
 
     @torch.no_grad()
@@ -334,7 +275,10 @@ class EBT(nn.Module):
     ) -> Thought:
         if candidates < 1:
             raise ValueError(f"candidates must be at least 1, got {candidates}")
-        places, count = positions.repeat(candidates), len(positions)  # candidates of one place stand beside each other's
+        places, count = (
+            positions.repeat(candidates),
+            len(positions),
+        )  # candidates of one place stand beside each other's
         schedule = thinking_schedule(self.landscapes, steps)
         walk = descend(
             lambda states, landscape: self.energy(context, states, places, landscape),
@@ -372,7 +316,9 @@ class EBT(nn.Module):
         """
         total = prompt.shape[1] + count
         if total > self.longest:
-            raise ValueError(f"prompt and count must be at most longest {self.longest}, got {prompt.shape[1]} + {count}")
+            raise ValueError(
+                f"prompt and count must be at most longest {self.longest}, got {prompt.shape[1]} + {count}"
+            )
         first: Attention = self.blocks[0].attention  # type: ignore[assignment, union-attr]
         caches = [
             Cache(len(self.blocks), len(prompt), first.heads, total + self.before, first.head_dim, self.norm.weight)
