@@ -64,9 +64,7 @@ class FutureTokenPredictor(nn.Module):
         self.encoder = LanguageModel(vocabulary=vocabulary, dim=dim, depth=depth, heads=heads, longest=longest)
         self.expand = nn.Linear(dim, pseudo * dim)
         self.start = nn.Parameter(0.02 * torch.randn(dim))  # stands before the first token that the decoder writes
-        self.decoder = nn.ModuleList(
-            Block(dim, heads, hidden_width(dim), cross=True) for _ in range(decoder_depth)
-        )
+        self.decoder = nn.ModuleList(Block(dim, heads, hidden_width(dim), cross=True) for _ in range(decoder_depth))
         self.norm = nn.RMSNorm(dim, 1e-6)
         initialise(self.decoder, decoder_depth)
         nn.init.normal_(self.expand.weight, std=dim**-0.5)
@@ -271,7 +269,9 @@ def future_loss(
     if not 0 < gamma <= 1:
         raise ValueError(f"gamma must be above 0 and at most 1, got {gamma}")
     if int(positions.min()) < 0 or int(positions.max()) > tokens.shape[1] - 2:
-        raise ValueError(f"positions must be from 0 to {tokens.shape[1] - 2}, got {positions.min()} to {positions.max()}")
+        raise ValueError(
+            f"positions must be from 0 to {tokens.shape[1] - 2}, got {positions.min()} to {positions.max()}"
+        )
     rows = torch.arange(len(tokens), device=tokens.device)[:, None]
     states = model.encoder.hidden(tokens[:, :-1])[rows, positions].flatten(0, 1)
     distance = torch.arange(model.ahead, device=tokens.device)
