@@ -129,13 +129,18 @@ class RegionSelector:
 
 def gathered(x: Float[Tensor, "batch tokens ..."], active: Int[Tensor, "batch active"]) -> Tensor:
     """The active tokens of each image."""
-    return x[torch.arange(len(x), device=x.device)[:, None], active]
+    return x.flatten(0, 1).index_select(0, _rows(x, active)).unflatten(0, active.shape)
+
+
+def _rows(x: Tensor, active: Int[Tensor, "batch active"]) -> Int[Tensor, " rows"]:
+    """Where the active tokens are when images stand below one another: whole rows move faster than by two indices."""
+    return (torch.arange(len(x), device=x.device)[:, None] * x.shape[1] + active).flatten()
 
 
 class TokenCache:
     """Keys and values (or any named tensors) of all tokens, (batch, tokens, ...), renewed where tokens are active.
 
-    For sampling only: what is stored is kept without a copy and overwritten in place, and no gradient passes.
+    For sampling only: what is stored is overwritten in place, and no gradient passes.
     Source: arXiv 2502.10389, the section on key and value caching.
     """
 
@@ -144,7 +149,7 @@ class TokenCache:
 
     def store(self, **tensors: Float[Tensor, "batch tokens ..."]) -> None:
         """Keep what a dense step computed."""
-        self.tensors.update({name: tensor.detach() for name, tensor in tensors.items()})
+        self.tensors.update({name: tensor.detach().contiguous() for name, tensor in tensors.items()})
 
     def update(
         self, active: Int[Tensor, "batch active"], **rows: Float[Tensor, "batch active ..."]
@@ -153,13 +158,13 @@ class TokenCache:
 
         Raises ``ValueError`` if nothing was stored under a name, or for another batch.
         """
-        images = torch.arange(len(active), device=active.device)[:, None]
         for name, tensor in rows.items():
             if name not in self.tensors or len(self.tensors[name]) != len(tensor):
                 raise ValueError(
                     f"{name} of a batch of {len(tensor)} must be stored by a dense step before it is updated"
                 )
-            self.tensors[name][images, active] = tensor.detach()
+            kept = self.tensors[name]
+            kept.flatten(0, 1).index_copy_(0, _rows(kept, active), tensor.detach().flatten(0, 1))
         return tuple(self.tensors[name] for name in rows)
 
     def clear(self) -> None:
