@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from everyformer.lab.bench import Case
 from everyformer.papers.ras.claim import DENSE_STEPS, DIT_SIZES, TOKEN_STEPS, dit_candidates
 
-
 SIZES = {"4 blocks of width 128": DIT_SIZES["cpu"], "4 blocks of width 384": {"dim": 384, "depth": 4, "heads": 6}}
 
 
