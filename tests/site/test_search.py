@@ -224,10 +224,7 @@ def test_the_page_of_a_search(catalogue):
 
 
 def test_more_results_come_as_entries_alone_for_htmx(catalogue):
-    first = (
-        catalogue.client.get("/search", params={"q": "runs:yes"}).text
-        + catalogue.client.get("/search", params={"q": "after:2000"}).text
-    )
+    first = catalogue.client.get("/search", params={"q": "after:2000"}).text
     more = re.search(r'<a class="more" href="([^"]+)"', first)[1].replace("&amp;", "&")
     alone = catalogue.client.get(more, headers={"hx-request": "true"}).text
     assert "<html" not in alone and alone.count('<article class="entry"') == 9
