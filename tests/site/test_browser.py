@@ -135,7 +135,7 @@ def test_browsing_filtering_and_reading(visit):
     tab.mouse.wheel(0, 20_000)
     expect(tab.locator(".entry")).to_have_count(len(catalog.papers()))  # the rest came as it came into view
     tab.get_by_role("link", name="Runs here").click()
-    expect(tab.locator(".entry")).to_have_count(sum(paper.built for paper in catalog.papers()))
+    expect(tab.locator(".entry")).to_have_count(min(25, sum(paper.built for paper in catalog.papers())))
     tab.get_by_text("Narrow by tag or verdict").click()
     tab.get_by_role("list", name="Tags").get_by_role("link", name="graph").click()
     expect(tab.locator(".entry")).to_have_count(1)
@@ -173,7 +173,10 @@ def test_searching(visit, script):
     assert any(title.startswith("SLA:") for title in titles), titles
     tab.get_by_label("Search papers").fill('verdict:"not reproduced" tag:video')
     tab.get_by_role("button", name="Search").click()
-    expect(tab.locator(".entry")).to_have_count(1)
+    failed = {
+        one.paper for one in catalog.recorded(catalog.shipped_results()).values() if one.verdict == "not reproduced"
+    }
+    expect(tab.locator(".entry")).to_have_count(sum("video" in catalog.paper(slug).tags for slug in failed))
 
 
 def test_signing_in_voting_saving_and_commenting(visit, letters):
