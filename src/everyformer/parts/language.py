@@ -75,16 +75,21 @@ class Attention(nn.Module):
         cache: tuple[Cache, int] | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
         """``mask``: what may be seen, or what is added to the scores; ``cache``: with the number of this layer."""
-        projected = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        turned = rotate(projected[:, : self.heads + self.kv_heads], table)
-        query, key = turned[:, : self.heads], turned[:, self.heads :]
-        value = projected[:, self.heads + self.kv_heads :]
+        query, key, value = self.project(x, table)
         if cache is not None:
             key, value = cache[0].extended(cache[1], key, value)
         mixed = F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=self.kv_heads != self.heads
         )
         return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def project(
+        self, x: Float[Tensor, "batch tokens dim"], table: Float[Tensor, "2 *batch tokens head_dim"]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value, each (batch, its heads, tokens, head_dim), the first two turned by their positions."""
+        projected = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        turned = rotate(projected[:, : self.heads + self.kv_heads], table)
+        return turned[:, : self.heads], turned[:, self.heads :], projected[:, self.heads + self.kv_heads :]
 
 
 class CrossAttention(nn.Module):
@@ -233,7 +238,18 @@ class LanguageModel(nn.Module):
         mask: Mask | None = None,
         cache: Cache | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
-        """What the head reads: the last block's output, normalised. ``embedded`` stands for tokens if given.
+        """What the head reads: :meth:`states`, normalised."""
+        return self.norm(self.states(tokens, embedded=embedded, mask=mask, cache=cache))  # type: ignore[no-any-return]
+
+    def states(
+        self,
+        tokens: Int[Tensor, "batch tokens"] | None = None,
+        *,
+        embedded: Float[Tensor, "batch tokens dim"] | None = None,
+        mask: Mask | None = None,
+        cache: Cache | None = None,
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """The last block's output, before the final norm. ``embedded`` stands for tokens if given.
 
         ``mask`` takes the place of ``causal``. With a cache, tokens are those that follow what is in it.
         """
@@ -249,7 +265,7 @@ class LanguageModel(nn.Module):
             x = block(x, table, mask=mask, causal=causal, cache=(cache, number) if cache else None)
         if cache is not None:
             cache.length += count
-        return self.norm(x)  # type: ignore[no-any-return]
+        return x
 
     def forward(
         self,

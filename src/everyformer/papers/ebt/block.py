@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from everyformer.parts.dit import modulate
-from everyformer.parts.language import Attention, Cache, SwiGLU, rotate
+from everyformer.parts.language import Attention, Cache, SwiGLU
 
 KeysValues = list[tuple[Tensor, Tensor]]
 """By layer, each (batch, heads, tokens, head_dim)."""
@@ -79,8 +79,5 @@ class Block(nn.Module):
         return x + gate2[:, None] * self.mlp(modulate(self.mlp_norm(x), shift2, scale2))  # type: ignore[no-any-return]
 
     def _attention(self, x: Tensor, table: Tensor, attend: _Attend) -> Tensor:
-        query, key, value = (
-            self.attention.qkv(x).unflatten(-1, (3, self.attention.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        )
-        mixed = attend(rotate(query, table), rotate(key, table), value)
+        mixed = attend(*self.attention.project(x, table))
         return self.attention.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]

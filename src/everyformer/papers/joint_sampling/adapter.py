@@ -30,14 +30,11 @@ class TransformersMaskedLM(nn.Module):
         self.model, self.shifted = model, shifted
         try:
             config, last = model.config, model.model.layers[-1]
+            for part in ("input_layernorm", "post_attention_layernorm", "mlp.gate_proj"):
+                last.get_submodule(part)
+            for part in ("model.norm", "lm_head"):
+                model.get_submodule(part)
             attention, mlp = last.self_attn, last.mlp
-            known = (
-                last.input_layernorm,
-                last.post_attention_layernorm,
-                model.model.norm,
-                model.lm_head,
-                mlp.gate_proj,
-            )
             projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
         except AttributeError as error:
             raise TypeError(
@@ -46,7 +43,6 @@ class TransformersMaskedLM(nn.Module):
         extra = [name for name, part in attention.named_children() if part not in projections]
         if extra or projections[3].bias is not None or mlp.gate_proj.bias is not None:
             raise TypeError(f"model must have the layers of Qwen2 or LLaMA, got {type(model).__name__} with {extra}")
-        del known
         mask_token = getattr(config, "mask_token_id", None) if mask_token is None else mask_token
         check_mask_token(mask_token, config.vocab_size)
         self.mask_token: int = mask_token  # type: ignore[assignment]

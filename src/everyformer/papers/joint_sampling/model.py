@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from everyformer.parts import checkpoints
-from everyformer.parts.language import Block, LanguageModel, hidden_width, rotary, rotate
+from everyformer.parts.language import Block, LanguageModel, hidden_width, rotary
 
 States = Float[Tensor, "batch tokens dim"]
 Tokens = Int[Tensor, "batch tokens"]
@@ -104,13 +104,7 @@ class MaskedDiffusionLM(nn.Module):
 
     def states(self, tokens: Tokens) -> States:
         """What comes out of the last layer, before the final norm; row i predicts position i."""
-        count = tokens.shape[1]
-        if count > self.sizes.longest:
-            raise ValueError(f"tokens must be at most longest {self.sizes.longest}, got {count}")
-        x = self.embed(tokens)
-        table = self.network.table[:, :count].to(x.dtype)
-        for block in self.network.blocks:
-            x = block(x, table)
+        x = self.network.states(tokens)
         return aligned(x) if self.shifted else x
 
     def logits(self, states: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows vocabulary"]:
@@ -247,11 +241,8 @@ class JointSampler(nn.Module):
 
     def _project(self, x: States, rows: Int[Tensor, "batch rows"]) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value at rows, turned by their positions."""
-        attention = self.block.attention
-        heads, both = attention.heads, attention.heads + attention.kv_heads
-        projected = attention.qkv(self.block.attention_norm(x)).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
-        turned = rotate(projected[:, :both], self.table[:, rows][:, :, None].to(x.dtype))
-        return turned[:, :heads], turned[:, heads:], projected[:, both:]
+        table = self.table[:, rows][:, :, None].to(x.dtype)
+        return self.block.attention.project(self.block.attention_norm(x), table)  # type: ignore[no-any-return]
 
     def save_pretrained(self, folder: str | Path, base: MaskedLM, base_name: str) -> None:
         """Write the sampler alone: its weights, and in ``sampler.json`` its sizes, the base's name and its hash."""
