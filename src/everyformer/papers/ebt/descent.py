@@ -6,7 +6,7 @@ The slope of the energy is itself part of what is differentiated, so a step of t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -45,6 +45,14 @@ class Recipe:
             raise ValueError(f"alpha_scale must be at least 1, got {self.alpha_scale}")
         if not 1 <= self.repeats[0] <= self.repeats[1]:
             raise ValueError(f"repeats must be two numbers from 1 on, the fewest first, got {self.repeats}")
+
+    def step_sizes(self, alpha: Float[Tensor, ""], shape: Sequence[int], *, random: bool) -> Tensor:
+        """``alpha``, not below the smallest; drawn anew for each place of ``shape`` where it is random and scaled."""
+        alpha = alpha.clamp(min=SMALLEST_ALPHA)
+        if not random or self.alpha_scale == 1:
+            return alpha
+        low, high = alpha / self.alpha_scale, alpha * self.alpha_scale
+        return low + torch.rand(*shape, device=alpha.device) * (high - low)
 
     def schedule(self, landscapes: int, *, random: bool) -> list[int]:
         """The number of the landscape of each step."""

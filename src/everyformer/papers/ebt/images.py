@@ -97,10 +97,7 @@ class ImageEBT(nn.Module):
 
     def forward(self, noisy: Float[Tensor, "batch channels height width"]) -> Walk:
         """The walk from noisy images by the recipe; ``states`` are the images after each step."""
-        alpha = self.alpha.clamp(min=SMALLEST_ALPHA)
-        if self.training and self.recipe.alpha_scale != 1:
-            low, high = alpha / self.recipe.alpha_scale, alpha * self.recipe.alpha_scale
-            alpha = low + torch.rand(len(noisy), 1, 1, 1, device=noisy.device) * (high - low)
+        alpha = self.recipe.step_sizes(self.alpha, (len(noisy), 1, 1, 1), random=self.training)
         return descend(
             lambda images, _: self.energy(images),
             noisy,

@@ -200,10 +200,7 @@ class EBT(nn.Module):
             shape = (*tokens.shape, self.vocabulary)
             raise ValueError(f"initial must be (batch, tokens, vocabulary) = {shape}, got {tuple(initial.shape)}")
         positions = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
-        alpha = self.alpha.clamp(min=SMALLEST_ALPHA)
-        if self.training and self.recipe.alpha_scale != 1:
-            low, high = alpha / self.recipe.alpha_scale, alpha * self.recipe.alpha_scale
-            alpha = low + torch.rand(*tokens.shape, 1, device=tokens.device) * (high - low)
+        alpha = self.recipe.step_sizes(self.alpha, (*tokens.shape, 1), random=self.training)
         return descend(
             lambda candidates, landscape: self.energy(context, candidates, positions, landscape),
             initial,
