@@ -80,13 +80,17 @@ def _trained(task: tasks.Task, size: tasks.Size, job: Job) -> Pair:
     return Pair(base, tasks.trained_sampler(base, task, size, job.seed, job.device), size.length, task)
 
 
-def _swept(pair: Pair, size: tasks.Size, seed: int, score: Callable[[Tensor], float]) -> dict[str, dict[int, float]]:
-    """A score at one token per pass and at each K, both ways, from the same random numbers."""
+def _swept(
+    pair: Pair, size: tasks.Size, seed: int, score: Callable[[Tensor], tuple[float, ...]]
+) -> list[dict[str, dict[int, float]]]:
+    """Scores at one token per pass and at each K, both ways, from the same random numbers; one sweep for each score."""
     one = score(pair.write(size.samples, 1, False, seed))
-    found: dict[str, dict[int, float]] = {SAMPLER: {1: one}, PARALLEL: {1: one}}
+    found: list[dict[str, dict[int, float]]] = [{SAMPLER: {1: value}, PARALLEL: {1: value}} for value in one]
     for count in PER_PASS:
-        for name, values in found.items():
-            values[count] = score(pair.write(size.samples, count, name == SAMPLER, seed))
+        for name in (SAMPLER, PARALLEL):
+            scores = score(pair.write(size.samples, count, name == SAMPLER, seed))
+            for sweep, value in zip(found, scores, strict=True):
+                sweep[name][count] = value
     return found
 
 
@@ -123,19 +127,14 @@ def _chain(job: Job, count: int) -> Measurement:
     pair = _trained(task, size, job)
     truth = task.sequences[: size.samples]
     reference = _histogram(pair.write(size.samples, 1, False, job.seed + 10_000))
-    shares: list[float] = []
 
-    def score(sequences: Tensor) -> float:
-        shares.append(0.5 * float((_histogram(sequences) - reference).abs().sum()))
-        return law.nll(sequences)
+    def score(sequences: Tensor) -> tuple[float, float]:
+        return law.nll(sequences), 0.5 * float((_histogram(sequences) - reference).abs().sum())
 
-    found = _swept(pair, size, job.seed + 20_000, score)
+    found, variation = _swept(pair, size, job.seed + 20_000, score)
     learnt = law.learnt(found[SAMPLER][1], truth)
     if learnt < (least := tasks.LEARNT[job.scale]):
         raise RuntimeError(f"the base must have learnt {least:.0%} of the chain's dependence, it has {learnt:.0%}")
-    variation: dict[str, dict[int, float]] = {SAMPLER: {1: shares[0]}, PARALLEL: {1: shares[0]}}
-    for number, value in enumerate(shares[1:]):
-        variation[(SAMPLER, PARALLEL)[number % 2]][PER_PASS[number // 2]] = value
     extras = _extras("NLL (nats a token)", found) | _extras("total variation of neighbours", variation)
     extras |= {"NLL of the chain itself": law.nll(truth), "share of the dependence that the base learnt": learnt}
     panels = (
@@ -163,7 +162,7 @@ def _swept_pairs(job: Job) -> tuple[Pair, tasks.Size, dict[str, dict[int, float]
     size = PAIRS[job.scale]
     law, task = tasks.pairs(size, job.seed)
     pair = _trained(task, size, job)
-    found = _swept(pair, size, job.seed + 20_000, law.impossible)
+    (found,) = _swept(pair, size, job.seed + 20_000, lambda sequences: (law.impossible(sequences),))
     rate, most = found[PARALLEL][1], tasks.UNLEARNT[job.scale]
     if rate > most:
         raise RuntimeError(
@@ -179,17 +178,12 @@ def mauve(job: Job) -> Measurement:
     pair = _trained(task, size, job)
     scorer = tasks.Scorer(task, size, job.seed, job.device, SCORER_STEPS[job.scale])
     _, reference = scorer.read(pair.write(size.samples, 1, False, job.seed + 10_000))
-    nll: list[float] = []
 
-    def score(texts: Tensor) -> float:
+    def score(texts: Tensor) -> tuple[float, float]:
         loss, features = scorer.read(texts)
-        nll.append(loss)
-        return mauve_score(features, reference, clusters=size.samples // 10, seed=job.seed)
+        return mauve_score(features, reference, clusters=size.samples // 10, seed=job.seed), loss
 
-    found = _swept(pair, size, job.seed + 20_000, score)
-    losses: dict[str, dict[int, float]] = {SAMPLER: {1: nll[0]}, PARALLEL: {1: nll[0]}}
-    for number, value in enumerate(nll[1:]):
-        losses[(SAMPLER, PARALLEL)[number % 2]][PER_PASS[number // 2]] = value
+    found, losses = _swept(pair, size, job.seed + 20_000, score)
     extras = _extras("MAUVE-like score", found) | _extras("NLL under the scorer (nats a letter)", losses)
     extras["NLL under the scorer (nats a letter), plays"] = scorer.read(
         task.sequences[:: len(task.sequences) // size.samples]
