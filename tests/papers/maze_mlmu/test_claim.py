@@ -4,18 +4,8 @@ import pytest
 import torch
 
 from everyformer.catalog import Job
+from everyformer.lab.measure import count_parameters
 from everyformer.papers.maze_mlmu import PAPER, bench, claim, shortest_path, study
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """A cache of its own, so that training is part of the test."""
-    from everyformer.lab import data
-
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "cache", lambda: folder)
-        yield folder
 
 
 @pytest.mark.parametrize("name", [claim.name for claim in PAPER.claims])
@@ -32,7 +22,7 @@ def test_every_claim_runs_and_gives_the_same_again(name, cache, tmp_path):
 def test_both_objectives_get_models_of_one_size_and_the_same_mazes(cache, tmp_path):
     shape = study.SIZES["cpu"]
     mazes = study.task("smoke", 3, 0)
-    counts = [claim.parameters(study.Student(objective, shape, mazes.names, 30)) for objective in study.OBJECTIVES]
+    counts = [count_parameters(study.Student(objective, shape, mazes.names, 30)) for objective in study.OBJECTIVES]
     assert counts[0] == pytest.approx(counts[1], rel=0.02)
     again, other = study.task("smoke", 3, 0), study.task("smoke", 3, 1)
     assert torch.equal(mazes.train_prompts, again.train_prompts) and mazes.answers == again.answers

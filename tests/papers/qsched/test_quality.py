@@ -7,17 +7,6 @@ from everyformer.catalog import Job
 from everyformer.papers.qsched import PAPER, claim, quality
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """A cache of its own, so that training is part of the test."""
-    from everyformer.lab import data
-
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "cache", lambda: folder)
-        yield folder
-
-
 @pytest.mark.parametrize("name", [claim.name for claim in PAPER.claims])
 def test_every_claim_runs_and_gives_the_same_again(name, cache, tmp_path):
     run = getattr(claim, PAPER.claim(name).run)

@@ -8,17 +8,6 @@ from everyformer.lab.bench import run_cases
 from everyformer.papers.ras import PAPER, Schedule, bench, claim, digits, quality
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """A cache of its own, so that training is part of the test."""
-    from everyformer.lab import data
-
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "cache", lambda: folder)
-        yield folder
-
-
 @pytest.mark.parametrize("name", [claim.name for claim in PAPER.claims])
 def test_every_claim_runs_and_has_finite_figures(name, cache, tmp_path):
     found = getattr(claim, PAPER.claim(name).run)(Job("smoke", 0, "cpu", tmp_path))
