@@ -121,12 +121,7 @@ def fit(
     device: str = "cpu",
     precision: str = "32-true",
 ) -> train.History:
-    """The one recipe of small language models: AdamW, a tenth of the steps to warm up, then a line down to a tenth."""
-    warm = max(1, steps // 10)
-
-    def rate(done: int) -> float:
-        return (done + 1) / warm if done < warm else 1 - 0.9 * (done - warm) / max(1, steps - warm)
-
+    """The one recipe of small language models: AdamW, at the pace of :func:`train.warmed`."""
     return train.fit(
         model,
         step,
@@ -134,7 +129,7 @@ def fit(
         optimizer=lambda parameters: torch.optim.AdamW(
             parameters, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.1
         ),
-        scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, rate),
+        scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, train.warmed(steps)),
         schedule_every="step",
         steps=steps,
         folder=folder,

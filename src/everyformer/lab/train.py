@@ -149,12 +149,19 @@ def fit_drawn(
     rate: float,
     folder: Path,
     seed: int,
+    warm: int = 0,
     device: str = "cpu",
     precision: str = "32-true",
     strategy: str = "auto",
     label: str = "",
 ) -> History:
-    """Train on batches that ``draw`` makes of a generator: Adam, at a rate that falls to zero in a line; see :func:`fit`."""
+    """Train on batches that ``draw`` makes of a generator: Adam, at a rate that falls to zero in a line; see :func:`fit`.
+
+    For the first ``warm`` steps the rate also rises in a line.
+    """
+
+    def pace(done: int) -> float:
+        return min(1.0, 1 - min(done / steps, 1), (done + 1) / warm if warm else 1.0)
 
     def batches(epoch: int) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
@@ -166,7 +173,7 @@ def fit_drawn(
         step,
         batches,
         optimizer=lambda parameters: torch.optim.Adam([p for p in parameters if p.requires_grad], rate),
-        scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1 - min(done / steps, 1)),
+        scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, pace),
         schedule_every="step",
         steps=steps,
         folder=folder,
@@ -176,6 +183,12 @@ def fit_drawn(
         strategy=strategy,
         label=label,
     )
+
+
+def warmed(steps: int) -> Callable[[int], float]:
+    """The pace of language models' trainings: a tenth of the steps to warm up, then a line down to a tenth."""
+    warm = max(1, steps // 10)
+    return lambda done: (done + 1) / warm if done < warm else 1 - 0.9 * (done - warm) / max(1, steps - warm)
 
 
 class _Run:

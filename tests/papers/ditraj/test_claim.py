@@ -8,17 +8,6 @@ from everyformer.lab.measure import effect_of
 from everyformer.papers.ditraj import PAPER, Trajectory, bench, claim, digits
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """A cache of its own, so that training is part of the test."""
-    from everyformer.lab import data
-
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "cache", lambda: folder)
-        yield folder
-
-
 @pytest.mark.parametrize("name", [claim.name for claim in PAPER.claims])
 def test_every_claim_runs_and_gives_the_same_again(name, cache, tmp_path):
     run = getattr(claim, PAPER.claim(name).run)
@@ -77,7 +66,7 @@ def test_trajectories_are_held_out_ones_and_lie_on_whole_tokens():
 
 def test_batches_hold_captioned_and_empty_videos():
     size = digits.Size(frames=4, dim=24, depth=1, heads=1, batch=40, steps=1, rate=1e-3)
-    video, words, noise, levels = next(digits.batches(digits.digits("smoke"), size, 0))
+    video, words, noise, levels = digits.drawn(digits.digits("smoke"), size, torch.Generator().manual_seed(0))
     assert video.shape == noise.shape == (40, 4, 1, 16, 16) and words.shape == (40, 2)
     blank = video.amax((1, 2, 3, 4)) == -1
     assert 0 < blank.sum() < 20

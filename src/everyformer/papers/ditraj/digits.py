@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -30,7 +30,7 @@ PATCH = 4
 SPEED = (2.0, 8.0)  # pixels of the whole video a frame
 EACH = 4
 SHIFT = 3.0  # how far noise levels are shifted towards noise, in training and in sampling; Wan's at 480p
-BATCHES = 50  # batches in what counts as an epoch of training
+WARM = 50  # first steps of training in which the rate rises
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,22 +116,18 @@ def rendered(
     return F.avg_pool2d(frames.flatten(0, 1), 2).unflatten(0, frames.shape[:2])
 
 
-def batches(source: moving_digits.Digits, size: Size, seed: int) -> Iterator[tuple[Tensor, ...]]:
+def drawn(source: moving_digits.Digits, size: Size, generator: torch.Generator) -> tuple[Tensor, ...]:
     """Videos, captions, noise and noise levels; some videos are empty frames, some captions are withheld."""
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(BATCHES):
-        chosen = torch.randint(len(source.images), (size.batch,), generator=generator)
-        corners = paths(size.batch, size.frames, generator)
-        video = rendered(source.images[chosen], corners)
-        words = captions(source.labels[chosen])
-        empty, withheld = torch.rand(2, size.batch, generator=generator) < torch.tensor(
-            [[EMPTY_SHARE], [WITHHELD_SHARE]]
-        )
-        words[empty], video[empty] = torch.tensor(BACKGROUND), -1.0
-        words[withheld] = torch.tensor(NO_CAPTION)
-        levels = torch.rand(size.batch, generator=generator)
-        levels = SHIFT * levels / (1 + (SHIFT - 1) * levels)
-        yield video, words, torch.randn(video.shape, generator=generator), levels
+    chosen = torch.randint(len(source.images), (size.batch,), generator=generator)
+    corners = paths(size.batch, size.frames, generator)
+    video = rendered(source.images[chosen], corners)
+    words = captions(source.labels[chosen])
+    empty, withheld = torch.rand(2, size.batch, generator=generator) < torch.tensor([[EMPTY_SHARE], [WITHHELD_SHARE]])
+    words[empty], video[empty] = torch.tensor(BACKGROUND), -1.0
+    words[withheld] = torch.tensor(NO_CAPTION)
+    levels = torch.rand(size.batch, generator=generator)
+    levels = SHIFT * levels / (1 + (SHIFT - 1) * levels)
+    return video, words, torch.randn(video.shape, generator=generator), levels
 
 
 def loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
@@ -146,23 +142,11 @@ def trained(scale: Scale, *, device: str = "cpu") -> CaptionedVideoDiT:
     torch.manual_seed(0)
     model = CaptionedVideoDiT(size)
 
-    def rate(done: int) -> float:
-        return min((done + 1) / 50, 1 - min(done / size.steps, 1))
-
     def fit(folder: Path) -> None:
-        train.fit(
-            model,
-            loss,
-            lambda epoch: batches(source, size, epoch),
-            optimizer=lambda parameters: torch.optim.Adam(parameters, size.rate),
-            scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, rate),
-            schedule_every="step",
-            steps=size.steps,
-            folder=folder,
-            seed=0,
-            device=device,
-            label="a video model of digits in motion",
-        )
+        train.fit_drawn(
+            model, loss, lambda generator: drawn(source, size, generator), steps=size.steps, rate=size.rate, warm=WARM,
+            folder=folder, seed=0, device=device, label="a video model of digits in motion",
+        )  # fmt: skip
 
     load_or_train(
         model, fit, recipe=dataclasses.asdict(size), samples=(source.images, source.labels),

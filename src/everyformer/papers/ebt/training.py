@@ -28,7 +28,6 @@ Method = Literal["EBT", "EBT, S2", "Transformer++"]
 SYMBOLS, FIRST, NEWLINE = 64, 32, 92  # six-bit ASCII: no lower case, and a line's end where the backslash would be
 MULTIPLIER = 1.0  # how much faster than the weights the step size learns
 ALPHA_IMAGES, MULTIPLIER_IMAGES = 300.0, 900.0
-BATCHES = 50  # in what counts as an epoch
 # DDPM's schedule, of which trainings and tests see the beginning only: a denoiser does not start from pure noise.
 ALPHAS_CUMPROD = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
 NOISIEST, NOISIER = 299, 399  # the noisiest timestep of training, which is tested, and one beyond
@@ -106,7 +105,7 @@ def language_model(method: Method, width: int, steps: int, job: Job) -> EBT | La
 
     def batches(epoch: int) -> Iterator[Tensor]:
         seed = 1_000_003 * job.seed + epoch
-        return text.windows(source, length=size.length, batch=size.batch, seed=seed, count=BATCHES)
+        return text.windows(source, length=size.length, batch=size.batch, seed=seed, count=train.DRAWN)
 
     def step(module: nn.Module, pieces: Tensor) -> Tensor:
         if isinstance(built, EBT):
@@ -140,7 +139,7 @@ def denoiser(method: Literal["EBT", "DiT"], job: Job) -> ImageEBT | DiT:
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, ...]]:
         generator = torch.Generator().manual_seed(1_000_003 * job.seed + epoch)
-        for _ in range(BATCHES):
+        for _ in range(train.DRAWN):
             chosen = source[torch.randint(len(source), (32,), generator=generator)]
             timesteps = torch.randint(NOISIEST + 1, (32,), generator=generator)
             yield chosen, torch.randn(chosen.shape, generator=generator), timesteps
@@ -170,11 +169,7 @@ def _train(
     recipe: dict[str, object],
     samples: tuple[Tensor, ...],
 ) -> None:
-    """The one recipe: AdamW, a tenth of the steps to warm up, then a line down to a tenth of the rate."""
-    warm = max(1, steps // 10)
-
-    def schedule(done: int) -> float:
-        return (done + 1) / warm if done < warm else 1 - 0.9 * (done - warm) / max(1, steps - warm)
+    """The one recipe: AdamW, at the pace of :func:`train.warmed`."""
 
     def optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         groups = parameter_groups(built, rate, multiplier) if hasattr(built, "alpha") else parameters
@@ -184,7 +179,7 @@ def _train(
         train.fit(
             built, step, batches,
             optimizer=optimizer,
-            scheduler=lambda opt: torch.optim.lr_scheduler.LambdaLR(opt, schedule),
+            scheduler=lambda opt: torch.optim.lr_scheduler.LambdaLR(opt, train.warmed(steps)),
             schedule_every="step", steps=steps, folder=folder, seed=job.seed, device=job.device,
             precision=job.precision, label=f"{recipe['method']}, {steps} steps",
         )  # fmt: skip
