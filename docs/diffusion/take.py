@@ -124,11 +124,9 @@ def vdt(job: Job) -> None:
     truth, model = study.unseen(job)[:4], study.vdt(job, "unified")
     rows, films = {"true": list(truth[0, :, 0])}, [truth[0, :, 0]]
     for task in ("prediction", "interpolation", "unconditional"):
-        made, new = study.generated(job, model, truth, task)  # type: ignore[arg-type]
+        made, _ = study.generated(job, model, truth, task)  # type: ignore[arg-type]
         rows[task] = list(made[0, :, 0])
         films.append(made[0, :, 0])
-        marks = ["given" if not frame else "" for frame in new.tolist()]
-        print(task, " ".join(mark or "made" for mark in marks))
     sheet(rows, "vdt.png")
     film(films, "vdt.gif")
 
