@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from everyformer.catalog import Spread, Threshold
 
@@ -109,6 +110,11 @@ def _quiet_stderr() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """How many numbers a model has as parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def count_flops(fn: Callable[[], Any]) -> int:

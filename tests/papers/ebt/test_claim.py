@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from everyformer.catalog import Job
+from everyformer.lab.measure import count_parameters
 from everyformer.papers.ebt import claim, training
 from everyformer.papers.ebt.training import SIZES
 
@@ -25,7 +26,7 @@ def test_symbols_are_six_bits():
 def test_models_of_both_methods_are_of_equal_size():
     for width in SIZES["cpu"].widths:
         ebt, transformer = (training.build(method, width, SIZES["cpu"]) for method in ("EBT", "Transformer++"))
-        ratio = claim._parameters(ebt) / claim._parameters(transformer)
+        ratio = count_parameters(ebt) / count_parameters(transformer)
         assert 1 <= ratio < 1.02
 
 
@@ -83,7 +84,7 @@ def test_rank_correlation():
 def test_denoising(tmp_path):
     found = claim.denoising(job(tmp_path))
     assert found.extras["passes, DiT"] in claim.PASSES["DiT"]
-    ebt, dit = (claim._parameters(training.build_denoiser(name, SIZES["cpu"])) for name in ("EBT", "DiT"))
+    ebt, dit = (count_parameters(training.build_denoiser(name, SIZES["cpu"])) for name in ("EBT", "DiT"))
     assert 0.8 < ebt / dit <= 1
     assert [len(panel.lines) for panel in found.series] == [2, 2]
 

@@ -8,9 +8,10 @@ from torch_geometric.data import Data
 from torch_geometric.utils import to_dense_adj
 
 from everyformer.catalog import Job
+from everyformer.lab.measure import count_parameters
 from everyformer.papers.mpnn_gt import data
 from everyformer.papers.mpnn_gt.claim import climate_task
-from everyformer.papers.mpnn_gt.study import KINDS, count
+from everyformer.papers.mpnn_gt.study import KINDS
 
 
 def test_the_card_does_not_import_the_graph_extra():
@@ -90,4 +91,4 @@ def test_the_shapes_of_graphs_are_connected_both_ways(nodes):
 def test_every_kind_of_model_gets_about_the_same_number_of_parameters(tmp_path):
     task = climate_task(Job("smoke", 0, "cpu", tmp_path))
     for kind in KINDS:
-        assert count(task.model(kind)) == pytest.approx(20_000, rel=0.1)
+        assert count_parameters(task.model(kind)) == pytest.approx(20_000, rel=0.1)

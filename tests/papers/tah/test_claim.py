@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from everyformer.catalog import Job, paper
+from everyformer.lab.measure import count_parameters
 from everyformer.papers.tah import bench, claim, rings
 
 
@@ -42,7 +43,7 @@ def test_policies_share_one_start_and_the_same_parameters(job):
     for name, model in vars(models).items():
         for key, tensor in vars(again)[name].state_dict().items():
             assert torch.equal(tensor, model.state_dict()[key]), (name, key)
-    counts = {name: claim._count(model) for name, model in vars(models).items()}
+    counts = {name: count_parameters(model) for name, model in vars(models).items()}
     assert counts["reference"] < counts["tah"] == counts["twice"] <= counts["once"]
 
 
@@ -50,7 +51,7 @@ def test_at_cpu_scale_too_the_parameters_are_no_more():
     size = rings.SIZES["cpu"]
     once = rings.language_model(size)
     twice = rings.with_passes(rings.training.prune(rings.language_model(size), 1), size)
-    assert 0.9 * claim._count(once) < claim._count(twice) <= claim._count(once)
+    assert 0.9 * count_parameters(once) < count_parameters(twice) <= count_parameters(once)
 
 
 def test_gains_are_differences_of_the_policies_beside_them(job):

@@ -11,6 +11,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 from everyformer.catalog import Job, Measurement, Panel, Plan
 from everyformer.lab import quality
+from everyformer.lab.measure import count_parameters
 from everyformer.papers.ebt import training
 from everyformer.papers.ebt.images import ImageEBT
 from everyformer.papers.ebt.model import EBT
@@ -45,9 +46,9 @@ def scaling(job: Job) -> Measurement:
             for steps, seen in zip(size.steps, tokens, strict=True):
                 model = training.language_model(method, width, steps, job)
                 curve.append(training.test_loss(model, plays, job.seed))
-                rows.append((1.0, math.log(seen), math.log(_parameters(model))))
+                rows.append((1.0, math.log(seen), math.log(count_parameters(model))))
             losses += curve
-            lines[f"{method}, {_parameters(model):,} parameters"] = (tokens, curve)
+            lines[f"{method}, {count_parameters(model):,} parameters"] = (tokens, curve)
         fit = torch.linalg.lstsq(torch.tensor(rows).double(), torch.tensor(losses).double().log()[:, None]).solution
         exponents[method] = -float(fit[1])
         extras[f"data exponent, {method}"], extras[f"parameter exponent, {method}"] = exponents[method], -float(fit[2])
@@ -128,7 +129,7 @@ def denoising(job: Job) -> Measurement:
     models = {name: training.denoiser(name, job) for name in ("EBT", "DiT")}  # type: ignore[arg-type]
     seen, new = (training.digits(job.scale, part)[: size.images] for part in ("train", "test"))  # type: ignore[arg-type]
     best = {}
-    extras: dict[str, float] = {f"parameters, {name}": float(_parameters(model)) for name, model in models.items()}
+    extras: dict[str, float] = {f"parameters, {name}": float(count_parameters(model)) for name, model in models.items()}
     for name, model in models.items():
         chosen = _psnr_by_passes(model, seen, NOISIEST, job)
         best[name] = chosen.index(max(chosen))
@@ -144,10 +145,6 @@ def denoising(job: Job) -> Measurement:
         panels.append(Panel(f"Denoising at {title}", "passes", "PSNR, dB", lines, log_x=True))
     extras["advantage beyond training (dB)"] = found["EBT", NOISIER] - found["DiT", NOISIER]
     return Measurement(found["EBT", NOISIEST], found["DiT", NOISIEST], extras, tuple(panels))
-
-
-def _parameters(model: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _loss_by_steps(model: EBT | LanguageModel, pieces: Tensor) -> list[float]:
@@ -202,11 +199,11 @@ def _plan(claim: str, notes: str) -> Plan:
     """One step of the authors' language model xxs: six blocks of width 384, 50,277 tokens, batches of 256 x 256."""
     with torch.device("meta"):
         model = EBT(vocabulary=50_277, dim=384, depth=6, heads=6)
-    blocks, embedding = _parameters(model.blocks), model.embedding.weight.numel()
+    blocks, embedding = count_parameters(model.blocks), model.embedding.weight.numel()
     flops = 2.0 * 256 * 256 * ((TEXT + CANDIDATE) * blocks + CANDIDATE * embedding)
     # Weights, gradients and two moments; of each token of a device's 32 texts three rows of logits in each of two steps.
-    memory = 16.0 * _parameters(model) + 32 * 256 * 50_277 * 4 * 6
-    return Plan(_parameters(model), flops, memory, f"everyformer run {claim} --scale paper --device cuda", notes)
+    memory = 16.0 * count_parameters(model) + 32 * 256 * 50_277 * 4 * 6
+    return Plan(count_parameters(model), flops, memory, f"everyformer run {claim} --scale paper --device cuda", notes)
 
 
 def plan_scaling() -> Plan:
@@ -230,6 +227,6 @@ def plan_denoising() -> Plan:
         model = ImageEBT(image_size=128, patch=16, dim=1536, depth=24, heads=16, mlp_ratio=1.0)
     inner = 24 * (4 + 2) * 1536**2  # of a block's weights those that every patch goes through
     flops = float(128 * 64 * CANDIDATE * inner)
-    memory = 16.0 * _parameters(model) + 128 * 64 * 24 * 1536 * 4 * 40
-    return Plan(_parameters(model), flops, memory, "everyformer run ebt.denoising --scale paper --device cuda",
+    memory = 16.0 * count_parameters(model) + 128 * 64 * 24 * 1536 * 4 * 40
+    return Plan(count_parameters(model), flops, memory, "everyformer run ebt.denoising --scale paper --device cuda",
                 "the paper denoises COCO; the launch denoises digits of MNIST")  # fmt: skip

@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from everyformer.catalog import Job, Measurement, Panel, Plan
 from everyformer.lab import corruptions, data, images, measure
+from everyformer.lab.measure import count_parameters
 from everyformer.papers.favit.model import VARIANTS, FactorizedSelfAttention, FaViT
 
 # A narrow network for 32 x 32 pixels: patches, windows and stages like those of the Swin it is compared with.
@@ -70,7 +71,7 @@ def parameters(job: Job) -> Measurement:
     counted, extras = {}, {}
     for name in (*VARIANTS, SWIN):
         model = timm.create_model(name)
-        counted[name] = _parameters(model) / 1e6
+        counted[name] = count_parameters(model) / 1e6
         extras[f"parameters, {name} (M)"] = counted[name]
         extras[f"multiply-adds, {name} (G)"] = images.macs(model) / 1e9
     places = [float(place) for place in range(len(counted))]
@@ -252,7 +253,7 @@ def _trained(job: Job, pictures: images.Pictures) -> tuple[dict[str, nn.Module],
     lines = {}
     for name, network in networks.items():
         _, history = images.train_classifier(network, pictures, job, name=name, epochs=EPOCHS[job.scale])
-        extras[f"parameters, {name}"] = float(_parameters(network))
+        extras[f"parameters, {name}"] = float(count_parameters(network))
         extras[f"multiply-adds, {name}"] = float(images.macs(network, 32))
         extras[f"training seconds, {name}"] = history.seconds
         lines[name] = ([float(epoch + 1) for epoch in range(len(history.train))], list(history.train))
@@ -266,14 +267,10 @@ def _corrupted_score(job: Job, network: nn.Module, test: tuple[Tensor, Tensor], 
     return statistics.fmean(images.accuracy(network, (pictures, labels), job.device) for pictures in changed)
 
 
-def _parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def _plan(claim: str, notes: str) -> Plan:
     with torch.device("meta"):
         model = FaViT(**VARIANTS["favit_b2"])
-    count = _parameters(model)
+    count = count_parameters(model)
     # Forward and backward take three forward passes; about thirty maps of the first width stay for the backward pass.
     flops = 6.0 * images.macs(model) * PUBLISHED_BATCH
     activations = PUBLISHED_BATCH * 30 * 56 * 56 * model.feature_info[0]["num_chs"] * 4

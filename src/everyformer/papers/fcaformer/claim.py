@@ -11,6 +11,7 @@ from torch import nn
 
 from everyformer.catalog import Job, Measurement, Panel, Plan
 from everyformer.lab import data, images, train
+from everyformer.lab.measure import count_parameters
 from everyformer.papers.fcaformer.model import VARIANTS, FcaFormer
 
 # Narrow networks for 32 x 32 pixels. Their cross tokens come from 8 x 8 tokens, four from each block.
@@ -37,15 +38,11 @@ def _small(settings: dict[str, Any], **options: Any) -> FcaFormer:
     return FcaFormer(img_size=32, num_classes=10, **settings, **options)
 
 
-def _parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def without_cross_tokens(settings: dict[str, Any], **options: Any) -> FcaFormer:
     """The network without cross tokens, its feed-forward parts as wide as it takes to have at least the parameters."""
-    wanted = _parameters(FcaFormer(**settings, **options))
+    wanted = count_parameters(FcaFormer(**settings, **options))
     ratio = 4.0
-    while _parameters(model := FcaFormer(**settings, **options, memory=0, mlp_ratio=ratio)) < wanted:
+    while count_parameters(model := FcaFormer(**settings, **options, memory=0, mlp_ratio=ratio)) < wanted:
         ratio += 1 / max(settings["dims"])
     return model
 
@@ -56,7 +53,7 @@ def _compare(job: Job, method: nn.Module, baseline: nn.Module, names: tuple[str,
     epochs = EPOCHS[job.scale]
     scores, extras, histories = [], {}, {}
     for name, model in zip(names, (method, baseline), strict=True):
-        extras[f"parameters, {name}"] = float(_parameters(model))
+        extras[f"parameters, {name}"] = float(count_parameters(model))
         extras[f"multiply-adds, {name}"] = float(images.macs(model, 32))
         score, histories[name] = images.train_classifier(model, pictures, job, name=name, epochs=epochs)
         scores.append(score)
@@ -119,7 +116,7 @@ def cost(job: Job) -> Measurement:
     for name in ("fcaformer_l0", "fcaformer_l1", "fcaformer_l2", "fcaformer_l3", "fcaformer_l4", "convnext_tiny"):
         model = timm.create_model(name)
         counted[name] = images.macs(model) / 1e9
-        extras[f"parameters, {name}"] = float(_parameters(model))
+        extras[f"parameters, {name}"] = float(count_parameters(model))
     extras |= {f"multiply-adds, {name}": value for name, value in counted.items()}
     bars = {"multiply-adds": ([float(index) for index in range(len(counted))], list(counted.values()))}
     panel = Panel("Multiply-adds at 224 pixels", "", "G", bars, kind="bar", ticks=list(counted))
@@ -128,7 +125,7 @@ def cost(job: Job) -> Measurement:
 
 def _plan(variant: str, claim: str) -> Plan:
     model = FcaFormer(**VARIANTS[variant])
-    parameters = _parameters(model)
+    parameters = count_parameters(model)
     # Forward and backward take three forward passes; about twenty maps of the first width stay for the backward pass.
     flops = 6.0 * images.macs(model) * PUBLISHED_BATCH
     activations = PUBLISHED_BATCH * 20 * 56 * 56 * model.feature_info[0]["num_chs"] * 4

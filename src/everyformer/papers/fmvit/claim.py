@@ -14,7 +14,7 @@ from torch import nn
 
 from everyformer.catalog import Job, Measurement, Panel, Plan
 from everyformer.lab import data, images
-from everyformer.lab.measure import median, side_by_side
+from everyformer.lab.measure import count_parameters, median, side_by_side
 from everyformer.lab.train import History
 from everyformer.papers.fmvit.model import VARIANTS, FMViT
 
@@ -48,11 +48,6 @@ def pictures(job: Job) -> images.Pictures:
 def folded_macs(model: nn.Module, size: int = 32) -> int:
     """Multiply-adds of one picture after folding."""
     return images.macs(reparameterize_model(model), size)
-
-
-def parameters(model: nn.Module) -> int:
-    """How many there are."""
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def mobileone(width: int) -> nn.Module:
@@ -159,10 +154,10 @@ def _trained(job: Job, models: dict[str, nn.Module], epochs: int, extras: dict[s
     found: dict[str, float] = {}
     curves: dict[str, History] = {}
     for name, model in models.items():
-        extras[f"parameters, folded, {name}"] = float(parameters(reparameterize_model(model)))
+        extras[f"parameters, folded, {name}"] = float(count_parameters(reparameterize_model(model)))
         extras[f"multiply-adds, folded, {name}"] = float(folded_macs(model))
         # A width that was found by measuring may be another one next time: each has its own folder to resume from.
-        folder = f"{name.replace(' ', '_')}_{parameters(model)}"
+        folder = f"{name.replace(' ', '_')}_{count_parameters(model)}"
         found[name], curves[name] = images.train_classifier(model, shown, job, name=folder, epochs=epochs)
         extras[f"accuracy, {name}"] = found[name]
         extras[f"training seconds, {name}"] = curves[name].seconds
@@ -207,7 +202,7 @@ def folding(job: Job) -> Measurement:
         runs[name] = images.inference(model, x)
         outputs[name] = runs[name]()
         extras[f"multiply-adds, {name}"] = float(images.macs(model, size))
-        extras[f"parameters, {name}"] = float(parameters(model))
+        extras[f"parameters, {name}"] = float(count_parameters(model))
         extras[f"convolutions and norms, {name}"] = float(
             sum(isinstance(module, nn.Conv2d | nn.BatchNorm2d) for module in model.modules())
         )
@@ -256,4 +251,4 @@ def _plan(variant: str, claim: str) -> Plan:
         f"one training step of {variant} with its branches at batch {PUBLISHED_BATCH} (our choice) and 224 pixels; the run "
         "here trains for 300 epochs on the whole of CIFAR-10, enlarged to 224 pixels; folding trains nothing"
     )
-    return Plan(parameters(model), flops, 16 * parameters(model) + activations, launch, notes)
+    return Plan(count_parameters(model), flops, 16 * count_parameters(model) + activations, launch, notes)

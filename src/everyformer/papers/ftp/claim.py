@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from everyformer.catalog import Job, Measurement, Panel, Plan
 from everyformer.lab import text
+from everyformer.lab.measure import count_parameters
 from everyformer.papers.ftp import plays, programs
 from everyformer.papers.ftp.model import FutureTokenPredictor
 
@@ -17,11 +18,6 @@ FARTHEST = 16  # tokens apart at most, of states that are compared
 DECAYS = (1e-4, 1e-3, 1e-2, 1e-1)
 WRITTEN = {"smoke": (2, 16), "cpu": (16, 64), "paper": (256, 64)}  # prompts and tokens after each
 PROMPT = 64
-
-
-def parameters(model: nn.Module) -> int:
-    """Numbers that are trained, tied ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _on_plays(job: Job) -> tuple[dict[str, nn.Module], dict[str, float]]:
@@ -33,7 +29,7 @@ def _on_plays(job: Job) -> tuple[dict[str, nn.Module], dict[str, float]]:
     }
     extras: dict[str, float] = {}
     for name, model in models.items():
-        extras[f"parameters, {name}"] = float(parameters(model))
+        extras[f"parameters, {name}"] = float(count_parameters(model))
         extras[f"next-token loss (nats), {name}"] = text.evaluate(
             model, plays.plays(job.scale).test, pieces=PIECES[job.scale]
         )
@@ -130,7 +126,7 @@ def code(job: Job) -> Measurement:
         model = programs.trained(name, job.scale, seed=job.seed, device=job.device, precision=job.precision)
         shares = programs.solved(model, job.scale, seed=job.seed)
         found[name] = shares["whole"]
-        extras[f"parameters, {name}"] = float(parameters(model))
+        extras[f"parameters, {name}"] = float(count_parameters(model))
         extras |= {f"right (%), {part}, {name}": share for part, share in shares.items()}
         letters = [shares[f"letter {place}"] for place in range(1, size.answer + 1)]
         lines[name] = ([float(place) for place in range(1, size.answer + 1)], letters)
@@ -172,18 +168,18 @@ def _plan(claim: str, notes: str) -> Plan:
     with torch.device("meta"):
         model = plays.build("ftp", "paper")
     assert isinstance(model, FutureTokenPredictor)
-    encoder = parameters(model.encoder)
+    encoder = count_parameters(model.encoder)
     rows = size.batch * size.positions
     # The expansion once a row, the decoder and the head for each token of a row, the keys of the cross-attention (2 of
     # the 16 squares of a block) for each vector of the pseudo-sequence: all of those are eight.
-    decoder = parameters(model.decoder) + size.vocabulary * size.dim
-    multiply_adds = encoder * size.batch * text.LENGTH + rows * (parameters(model.expand) + decoder * model.ahead)
+    decoder = count_parameters(model.decoder) + size.vocabulary * size.dim
+    multiply_adds = encoder * size.batch * text.LENGTH + rows * (count_parameters(model.expand) + decoder * model.ahead)
     activations = (
         4 * size.dim * 24 * (size.depth * size.batch * text.LENGTH + size.decoder_depth * rows * model.ahead)
         + 8 * size.vocabulary * rows * model.ahead
     )
     launch = f"everyformer run ftp.{claim} --scale paper --device cuda --precision bf16-mixed"
-    count = parameters(model)
+    count = count_parameters(model)
     return Plan(count, 6.0 * multiply_adds, 16 * count + activations, launch, notes)
 
 

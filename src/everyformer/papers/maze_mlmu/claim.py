@@ -6,10 +6,9 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
 
 from everyformer.catalog import Job, Measurement, Panel, Plan
-from everyformer.lab.measure import count_flops, median, side_by_side
+from everyformer.lab.measure import count_flops, count_parameters, median, side_by_side
 from everyformer.papers.maze_mlmu.maze import raster
 from everyformer.papers.maze_mlmu.study import OBJECTIVES, SIZES, Objective, Student, Task, exact, task, trained, valid
 from everyformer.papers.maze_mlmu.tokens import MazeTokens
@@ -100,7 +99,7 @@ def accuracy(job: Job) -> Measurement:
     extras = {f"valid paths, {name} (%)": valid(found, mazes) for name, found in answers.items()}
     by_confidence = trained(job, "MLM-U", mazes).paths(mazes, order="confidence")
     extras["accuracy, MLM-U, likeliest token first (%)"] = exact(by_confidence, mazes)
-    extras |= {f"parameters, {name}": parameters(trained(job, name, mazes)) for name in OBJECTIVES}
+    extras |= {f"parameters, {name}": count_parameters(trained(job, name, mazes)) for name in OBJECTIVES}
     bars = {
         "shortest": ([0.0, 1.0], list(scores.values())),
         "valid": ([0.0, 1.0], [valid(found, mazes) for found in answers.values()]),
@@ -143,11 +142,6 @@ def size(job: Job) -> Measurement:
     return Measurement(means["MLM-U"], means["next-token"], extras, (panel,))
 
 
-def parameters(model: nn.Module) -> int:
-    """Trained numbers, each once."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def _plan(claim: str) -> Plan:
     """The paper's 8M model on 20 x 20 mazes: one step on 16 of them, prompt and longest path together."""
     shape = SIZES["paper"]
@@ -157,7 +151,7 @@ def _plan(claim: str) -> Plan:
         student = Student("MLM-U", shape, names, prompt + names.longest_path)
         prompts, paths = (torch.zeros(shape.batch, n, dtype=torch.long) for n in (prompt, names.longest_path))
         flops = count_flops(lambda: student.network(prompts, paths))
-    total = parameters(student)
+    total = count_parameters(student)
     held = 4.0 * shape.batch * (prompt + names.longest_path) * shape.dim * 2 * shape.depth * 12
     return Plan(
         total,

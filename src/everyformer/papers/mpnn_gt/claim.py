@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import SAGEConv
 
 from everyformer.catalog import Job, Measurement, Panel, Plan
-from everyformer.lab.measure import count_flops, median, side_by_side
+from everyformer.lab.measure import count_flops, count_parameters, median, side_by_side
 from everyformer.papers.mpnn_gt import data
 from everyformer.papers.mpnn_gt.attention import FullAttention, LinearAttention, RandomFeatures
 from everyformer.papers.mpnn_gt.constructions import (
@@ -31,7 +31,6 @@ from everyformer.papers.mpnn_gt.study import (
     VIRTUAL,
     Samples,
     Task,
-    count,
     search,
 )
 
@@ -331,7 +330,7 @@ def _plan_layer(claim: str, layer: nn.Module, nodes: int, notes: str, x: Tensor 
     dim = next(layer.parameters()).shape[-1]
     given = torch.randn(nodes, dim) if x is None else x.detach()
     none = torch.zeros(2, 0, dtype=torch.long)
-    parameters = count(layer)
+    parameters = count_parameters(layer)
     flops = count_flops(lambda: layer(given, none))
     launch = f"everyformer run mpnn_gt.{claim} --scale paper"
     return Plan(parameters, flops, 4 * parameters + 16 * given.numel(), launch, notes)
@@ -355,7 +354,7 @@ def _plan_task(claim: str, make: Callable[[Job], Task], notes: str) -> Plan:
         out.backward()
 
     flops = count_flops(step) * task.batch / graphs
-    parameters = count(model)
+    parameters = count_parameters(model)
     memory = 16 * parameters + held * task.batch / graphs
     launch = f"everyformer run mpnn_gt.{claim} --scale paper --device cuda"
     return Plan(parameters, flops, memory, launch, f"one step at batch {task.batch}; {notes}")

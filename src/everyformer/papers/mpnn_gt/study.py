@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from everyformer.catalog import Job
+from everyformer.lab.measure import count_parameters
 from everyformer.lab.train import fit
 from everyformer.papers.mpnn_gt.attention import FullAttention, LinearAttention, RandomFeatures
 from everyformer.papers.mpnn_gt.model import GPSLayer, VirtualNodeNetwork
@@ -114,11 +115,6 @@ class Task:
         return Predictor(kind, width, **given)
 
 
-def count(model: nn.Module) -> int:
-    """Number of parameters."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def _multiple(kind: str) -> int:
     return HEADS if kind in (PERFORMER, FULL) else 1
 
@@ -128,7 +124,7 @@ def width_for(parameters: int, build: Callable[[int], nn.Module], multiple: int)
     best, distance = multiple, math.inf
     for dim in range(multiple, 1024, multiple):
         with torch.device("meta"):
-            gap = abs(count(build(dim)) - parameters)
+            gap = abs(count_parameters(build(dim)) - parameters)
         if gap > distance:
             break
         best, distance = dim, gap
@@ -179,7 +175,7 @@ def search(job: Job, name: str, kind: str, task: Task) -> Score:
             strategy=job.strategy,
             label=label,
         )
-        scores.append(Score(errors(model, task.test, job.device), history.best, count(model)))
+        scores.append(Score(errors(model, task.test, job.device), history.best, count_parameters(model)))
     return min(scores, key=lambda score: score.validation)
 
 

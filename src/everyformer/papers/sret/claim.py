@@ -14,7 +14,7 @@ from torch import Tensor
 
 from everyformer.catalog import Job, Measurement, Panel, Plan
 from everyformer.lab import data, images
-from everyformer.lab.measure import count_flops, median, side_by_side
+from everyformer.lab.measure import count_flops, count_parameters, median, side_by_side
 from everyformer.lab.train import History
 from everyformer.papers.sret.model import SReT, create
 
@@ -54,11 +54,6 @@ def epochs(job: Job, cpu: int) -> int:
     return {"smoke": 1, "cpu": cpu, "paper": 300}[job.scale]
 
 
-def parameters(model: torch.nn.Module) -> int:
-    """How many there are, shared ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def multiply_adds(name: str | None = None, size: int = 32, **options: Any) -> int:
     """Of one picture. Counted without data, where attention is made of plain products and all of them are seen."""
     with torch.device("meta"):
@@ -77,7 +72,7 @@ def widened(options: dict[str, Any], target: int) -> dict[str, Any]:
 
     def size(changes: dict[str, Any]) -> int:
         with torch.device("meta"):
-            return parameters(SReT(**{**options, **changes}))
+            return count_parameters(SReT(**{**options, **changes}))
 
     base = options["base_dim"]
     width = max(width for width in range(base, 2 * base + 1, 2) if size({"base_dim": width}) <= target)
@@ -90,7 +85,7 @@ def tiny(job: Job) -> Measurement:
     """Blocks applied twice beside blocks applied once, as many parameters; also without projections, and longer."""
     shown, budget = pictures(job), epochs(job, 7)
     recursive = {**SMALL, "groups": None}
-    target = parameters(build(job, recursive))
+    target = count_parameters(build(job, recursive))
     once = widened({**recursive, "depths": SMALL["blocks"], "projection": False}, target)
     bare = widened({**recursive, "projection": False}, target)
     longer = round(budget * multiply_adds(**recursive) / multiply_adds(**once))
@@ -104,7 +99,7 @@ def tiny(job: Job) -> Measurement:
     for name, (options, length) in runs.items():
         found[name], history = _train(job, options, shown, name, length)
         curves[name] = history
-        extras[f"parameters, {name}"] = float(parameters(build(job, options)))
+        extras[f"parameters, {name}"] = float(count_parameters(build(job, options)))
         extras[f"training seconds, {name}"] = history.seconds
     extras |= {f"accuracy, {name}": found[name] for name in list(runs)[2:]}
     extras["epochs for the same computation"] = float(longer)
@@ -156,7 +151,7 @@ def depth(job: Job) -> Measurement:
         found[name], curves[name] = _train(job, options, shown, name, budget)
     extras = {f"last training loss, {name}": history.train[-1] for name, history in curves.items()}
     extras["applications"] = float(sum(deep["depths"]))
-    extras["parameters"] = float(parameters(build(job, deep)))
+    extras["parameters"] = float(count_parameters(build(job, deep)))
     return Measurement(found["with coefficients"], found["without"], extras, (_losses(curves), _bars(found)))
 
 
@@ -222,4 +217,4 @@ def _plan(model: SReT, batch: int, claim: str) -> Plan:
         "one step at batch 1024 of ImageNet-1k, 300 epochs of DeiT's recipe at 1e-3 per 512 pictures; the launch line "
         "trains the small network on all of CIFAR-10, since ImageNet cannot be downloaded"
     )
-    return Plan(parameters(model), flops, 16 * parameters(model) + held * scale, launch, notes)
+    return Plan(count_parameters(model), flops, 16 * count_parameters(model) + held * scale, launch, notes)

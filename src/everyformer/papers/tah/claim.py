@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from everyformer.catalog import Job, Measurement, Panel, Plan
+from everyformer.lab.measure import count_parameters
 from everyformer.papers.tah import rings
 from everyformer.papers.tah.attention import Depth, Memory
 from everyformer.papers.tah.model import TaHForCausalLM
@@ -80,13 +81,9 @@ def _measured(job: Job, baseline: str) -> Measurement:
         f"second passes (%), {name}": 100 * found[name].second for name in ("TaH", "TaH, oracle", "TaH, forced twice")
     }
     counts = {"once": models.once, "twice": models.twice, "TaH": models.tah}
-    extras |= {f"parameters, {name}": float(_count(model)) for name, model in counts.items()}
+    extras |= {f"parameters, {name}": float(count_parameters(model)) for name, model in counts.items()}
     gain = found["TaH"].texts - found[baseline].texts
     return Measurement(gain, 0.0, extras, (_bars(found), _by_distance(found, texts), *_sweep(models.tah, texts)))
-
-
-def _count(model: Any) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _bars(found: dict[str, Outcome]) -> Panel:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from everyformer.catalog import Job, Measurement, Panel, Plan
 from everyformer.lab import data, images, measure, train
+from everyformer.lab.measure import count_parameters
 from everyformer.papers.vit_resnas.model import VARIANTS, Definition, Stage, ViTResNAS, define, macs, stripped
 from everyformer.papers.vit_resnas.search import Found, search
 from everyformer.papers.vit_resnas.supernet import SPACES, Space, StageSpace, SuperNet
@@ -270,7 +271,7 @@ def cost(job: Job) -> Measurement:
         with torch.device("meta"):
             network = ViTResNAS(stages=stages)
         counted[name] = macs(network.definition) / 1e9
-        extras[f"parameters, {name}"] = float(_parameters(network))
+        extras[f"parameters, {name}"] = float(count_parameters(network))
         extras[f"multiply-adds as measured, {name}"] = images.macs(network) / 1e9
     with torch.device("meta"):
         counted["DeiT-B"] = images.macs(timm.create_model("deit_base_patch16_224")) / 1e9
@@ -307,15 +308,11 @@ def _compare(job: Job, networks: dict[str, nn.Module]) -> Measurement:
     epochs = {"smoke": 1, "cpu": 4, "paper": 300}[job.scale]
     scores, extras, histories = {}, {}, {}
     for name, network in networks.items():
-        extras[f"parameters, {name}"] = float(_parameters(network))
+        extras[f"parameters, {name}"] = float(count_parameters(network))
         extras[f"multiply-adds, {name}"] = float(images.macs(network, 32))
         scores[name], histories[name] = images.train_classifier(network, pictures, job, name=name, epochs=epochs)
     method, baseline = scores.values()
     return Measurement(method, baseline, extras, (_losses(histories),))
-
-
-def _parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _losses(histories: dict[str, train.History]) -> Panel:
@@ -362,7 +359,7 @@ def _plan(network: ViTResNAS, claim: str, notes: str) -> Plan:
     flops = measure.count_flops(one_step) * scale
     launch = f"everyformer run vit_resnas.{claim} --scale paper --device cuda --precision bf16-mixed"
     notes += "; the run here is on the whole of CIFAR-10, enlarged to 224 pixels, since ImageNet cannot be downloaded"
-    return Plan(_parameters(network), flops, 16 * _parameters(network) + held * scale, launch, notes)
+    return Plan(count_parameters(network), flops, 16 * count_parameters(network) + held * scale, launch, notes)
 
 
 def _plan_of(name: str, claim: str) -> Plan:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from everyformer.lab.bench import Case
 from everyformer.lab.images import inference, training_step
+from everyformer.lab.measure import count_parameters
 from everyformer.ops.dwt import dwt2d, haar2d, ihaar2d
-from everyformer.papers.wavemix.claim import LITE, parameters, resnet, vit
+from everyformer.papers.wavemix.claim import LITE, resnet, vit
 from everyformer.papers.wavemix.model import WaveMix
 
 
@@ -35,7 +36,7 @@ def cases(quick: bool, device: str) -> Iterator[Case]:
 
     pictures = torch.randn(16 if quick else 64, 3, 32, 32, device=device)
     ours = WaveMix(10, **LITE).to(device)
-    size = parameters(ours)
+    size = count_parameters(ours)
     peers_of_size = {
         "ViT, patches of 2": vit(size, 2).to(device),
         "ViT, patches of 4": vit(size, 4).to(device),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from everyformer.catalog import Job, Measurement, Panel, Plan
 from everyformer.lab import data, images, measure, train
+from everyformer.lab.measure import count_parameters
 from everyformer.papers.wavemix.model import WaveMix
 
 LITE: dict[str, Any] = {"dim": 16, "depth": 4, "levels": 1, "stem": "strided", "stride": 1}
@@ -26,13 +27,13 @@ def memory(job: Job) -> Measurement:
     batches = [2, 4] if job.scale == "smoke" else [8, 16, 32, 64]
     torch.manual_seed(job.seed)
     ours = WaveMix(10, **LITE).to(job.device)
-    peers = {"ViT": vit(parameters(ours), 2).to(job.device)}
-    peers["ViT, attention matrices kept"] = vit(parameters(ours), 2, fused=False).to(job.device)
-    peers["ResNet"] = resnet(parameters(ours)).to(job.device)
+    peers = {"ViT": vit(count_parameters(ours), 2).to(job.device)}
+    peers["ViT, attention matrices kept"] = vit(count_parameters(ours), 2, fused=False).to(job.device)
+    peers["ResNet"] = resnet(count_parameters(ours)).to(job.device)
     found: dict[str, list[float]] = {}
     extras: dict[str, float] = {}
     for name, model in {"WaveMix": ours, **peers}.items():
-        extras[f"{name}: parameters"] = float(parameters(model))
+        extras[f"{name}: parameters"] = float(count_parameters(model))
         found[name] = [measure.peak_extra_bytes(_step(model, batch, job), job.device) / 2**20 for batch in batches]
         extras[f"{name}: peak of a training step at batch {batches[-1]} (MiB)"] = found[name][-1]
         extras[f"{name}: kept for the backward pass (MiB)"] = _kept(model, batches[-1], job) / 2**20
@@ -51,8 +52,8 @@ def cifar10(job: Job) -> Measurement:
     ours = WaveMix(10, **LITE)
     candidates = {
         "WaveMix": (ours, epochs),
-        "ViT": (vit(parameters(ours), 4), more),
-        "ResNet": (resnet(parameters(ours)), epochs),
+        "ViT": (vit(count_parameters(ours), 4), more),
+        "ResNet": (resnet(count_parameters(ours)), epochs),
     }
     accuracy: dict[str, float] = {}
     extras: dict[str, float] = {}
@@ -61,7 +62,7 @@ def cifar10(job: Job) -> Measurement:
         accuracy[name], history = images.train_classifier(model, pictures, job, name=name.lower(), epochs=passes)
         extras |= {
             f"{name}: accuracy": accuracy[name],
-            f"{name}: parameters": float(parameters(model)),
+            f"{name}: parameters": float(count_parameters(model)),
             f"{name}: passes over the pictures": float(passes),
             f"{name}: seconds": history.seconds,
         }
@@ -90,7 +91,7 @@ def few_parameters(job: Job) -> Measurement:
         accuracy[upsample] = _right(model, test, job.device)
         extras |= {
             f"{upsample}: accuracy": accuracy[upsample],
-            f"{upsample}: parameters": float(parameters(model)),
+            f"{upsample}: parameters": float(count_parameters(model)),
             f"{upsample}: seconds": history.seconds,
         }
         lines[upsample] = ([float(i + 1) for i in range(len(history.train))], list(history.train))
@@ -118,11 +119,6 @@ def plan_few_parameters() -> Plan:
     """The smallest network on all digits."""
     size = {"dim": 8, "depth": 10, "levels": 1, "stem": "strided", "stride": 1, "in_chans": 1, "upsample": "bilinear"}
     return _plan("few_parameters", size, 10, 28, "60,000 digits to train on; the authors' augmentation is not known")
-
-
-def parameters(model: nn.Module) -> int:
-    """How many numbers a model learns."""
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def vit(target: int, patch: int, fused: bool = True) -> nn.Module:
@@ -167,7 +163,7 @@ def resnet(target: int) -> nn.Module:
 def _nearest(build: Callable[[int], nn.Module], target: int, widths: Sequence[int] = range(2, 65)) -> nn.Module:
     def count(width: int) -> int:
         with torch.device("meta"):
-            return parameters(build(width))
+            return count_parameters(build(width))
 
     above = bisect.bisect_left(widths, target, 1, len(widths) - 1, key=count)  # parameters grow with the width
     return build(min(widths[above - 1 : above + 1], key=lambda width: abs(count(width) - target)))
@@ -253,7 +249,7 @@ def _plan(claim: str, size: dict[str, Any], classes: int, side: int, notes: str,
     with torch.device("meta"):
         model = WaveMix(classes, **size)
     flops = 2.0 * images.macs(model, side, size.get("in_chans", 3))
-    count = parameters(model)
+    count = count_parameters(model)
     # Weights, gradients and two moments; kept per block and position: D/4 reduced, twice D at half the size and four
     # times 2 D there, D upsampled, D normalised.
     positions = batch * (side // (1 if size.get("stem") == "strided" else 4)) ** 2
