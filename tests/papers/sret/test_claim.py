@@ -4,6 +4,7 @@ import pytest
 
 from everyformer.catalog import Job
 from everyformer.lab.bench import Case
+from everyformer.lab.measure import count_parameters
 from everyformer.papers.sret import PAPER, bench, claim
 from everyformer.papers.sret.model import SReT
 
@@ -18,10 +19,10 @@ def test_claims_run_at_smoke_scale(name, tmp_path):
 
 def test_the_wider_network_has_as_many_parameters():
     recursive = {**claim.SMALL, "groups": None}
-    target = claim.parameters(SReT(**recursive))
+    target = count_parameters(SReT(**recursive))
     for options in ({"depths": claim.SMALL["blocks"]}, {}):
         wider = claim.widened({**recursive, **options, "projection": False}, target)
-        assert claim.parameters(SReT(**wider)) == pytest.approx(target, rel=0.01)
+        assert count_parameters(SReT(**wider)) == pytest.approx(target, rel=0.01)
 
 
 def test_the_deep_network_has_a_hundred_applications_of_ten_blocks():
