@@ -34,6 +34,8 @@ EXTRAS = {
     "timm": "vision", "torchvision": "vision", "pandas": "series", "torch_geometric": "graph",
     "maze_dataset": "maze", "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx", "ray": "ray",
     "torchao": "quant", "optuna": "quant", "cmaes": "quant",
+    "gymnasium": "control", "mujoco": "control", "stable_baselines3": "control", "minari": "control",
+    "neuralop": "flow", "cv2": "scenes",
     "aiosmtplib": "site", "alembic": "site", "fastapi": "site", "feedgen": "site", "itsdangerous": "site",
     "jinja2": "site", "markdown_it": "site", "multipart": "site", "nh3": "site", "psutil": "site", "psycopg": "site",
     "pydantic_settings": "site", "sklearn": "site", "sqlalchemy": "site", "starlette": "site", "uvicorn": "site",
