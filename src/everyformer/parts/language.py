@@ -19,18 +19,20 @@ Mask = Bool[Tensor, "#batch #heads queries keys"] | Float[Tensor, "#batch #heads
 def rotary(
     positions: Int[Tensor, " tokens"], head_dim: int, theta: float = 10_000.0
 ) -> Float[Tensor, "2 tokens head_dim"]:
-    """Cosines and sines of the rotary angles (RoFormer, arXiv 2104.09864) of some positions, the halves alike."""
+    """Cosines and signed sines of the rotary angles (RoFormer, arXiv 2104.09864) of some positions, for :func:`rotate`.
+
+    The halves of a head have the same angles; the first half's sines are negative, as a turn wants them.
+    """
     rates = theta ** (-torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim)
-    angles = (positions.float()[:, None] * rates).repeat(1, 2)
-    return torch.stack([angles.cos(), angles.sin()])
+    angles = positions.float()[:, None] * rates
+    return torch.stack([angles.cos().repeat(1, 2), torch.cat([-angles.sin(), angles.sin()], dim=-1)])
 
 
 def rotate(
     x: Float[Tensor, "batch heads tokens head_dim"], table: Float[Tensor, "2 tokens head_dim"]
 ) -> Float[Tensor, "batch heads tokens head_dim"]:
     """``x`` turned by its positions' angles."""
-    first, second = x.chunk(2, dim=-1)
-    return x * table[0] + torch.cat([-second, first], dim=-1) * table[1]
+    return x * table[0] + x.roll(x.shape[-1] // 2, dims=-1) * table[1]
 
 
 class Cache:
