@@ -30,9 +30,10 @@ def test_there_are_three_snippets_in_the_readme():
 )
 def test_tables_are_what_the_program_writes(page):
     content = page.read_text(encoding="utf-8")
-    if page.stem != "README" and "<!-- figures" not in content:
+    if page.stem != "README" and not re.search("<!-- (figures|speed) ", content):
         pytest.skip("no table")
-    assert content == tables.renewed(content, catalog.papers(), catalog.recorded(catalog.shipped_results()))
+    results = catalog.recorded(catalog.shipped_results())
+    assert content == tables.renewed(content, catalog.papers(), results, ROOT / "benchmarks")
 
 
 def test_marks_that_are_missing_or_wrong_are_named():
@@ -40,3 +41,13 @@ def test_marks_that_are_missing_or_wrong_are_named():
         tables.renewed("no table here", [], {})
     with pytest.raises(ValueError, match=r"sla\.nothing\.cpu"):
         tables.renewed("<!-- figures sla.nothing.cpu -->\n<!-- /figures -->", [], {})
+    with pytest.raises(ValueError, match=r"nothing\.json are wanted"):
+        tables.renewed("<!-- speed sla nothing -->\n<!-- /speed -->", [], {}, ROOT / "benchmarks")
+
+
+def test_timings_are_told_from_what_a_bench_wrote(tmp_path):
+    (tmp_path / "waves.json").write_text(
+        '{"cases": [{"name": "a step", "seconds": {"everyformer": 0.002}, "ratios": {"theirs": 1.5, "others": 0.5}}]}'
+    )
+    content = tables.renewed("<!-- speed waves -->\n<!-- /speed -->", [], {}, tmp_path)
+    assert "| `waves`: a step | 2 ms | theirs | 1.5 |\n|  |  | others | 0.5 |" in content

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +16,7 @@ from everyformer.lab import report
 # What stands between such marks in a Markdown file is written by the program.
 _PAPERS = re.compile(r"(<!-- papers -->\n).*?(<!-- /papers -->)", re.DOTALL)
 _FIGURES = re.compile(r"(<!-- figures ([\w.]+) -->\n).*?(<!-- /figures -->)", re.DOTALL)
+_SPEED = re.compile(r"(<!-- speed ([\w ]+) -->\n).*?(<!-- /speed -->)", re.DOTALL)
 _MARKS = {"reproduced": ("●", "green"), "direction only": ("◐", "yellow"), "not reproduced": ("○", "red")}
 
 
@@ -150,22 +153,45 @@ def figures_table(result: Result) -> str:
     return "\n".join(lines) + "\n"
 
 
-def renewed(content: str, papers: Sequence[Paper], results: Mapping[str, Result]) -> str:
+def speed_table(benchmarks: Iterable[Path]) -> str:
+    """Every timed case of some files that ``everyformer bench`` wrote, a peer's time over ours, in Markdown."""
+    lines = ["| Timed | everyformer | Beside | Its time over ours |", "| --- | --- | --- | --- |"]
+    for path in benchmarks:
+        for case in json.loads(path.read_text(encoding="utf-8"))["cases"]:
+            name, ours = f"`{path.stem}`: {case['name']}", f"{report.number(1000 * case['seconds']['everyformer'])} ms"
+            for peer, ratio in case["ratios"].items():
+                lines.append(f"| {name} | {ours} | {peer} | {report.number(ratio)} |")
+                name = ours = ""
+    return "\n".join(lines) + "\n"
+
+
+def renewed(
+    content: str, papers: Sequence[Paper], results: Mapping[str, Result], benchmarks: Path = Path("benchmarks")
+) -> str:
     """Markdown with its tables as they are today.
 
     The table of papers stands between ``<!-- papers -->`` and ``<!-- /papers -->``, the figures of a result between
-    ``<!-- figures paper.claim.scale -->`` and ``<!-- /figures -->``.
+    ``<!-- figures paper.claim.scale -->`` and ``<!-- /figures -->``, the timings of papers from the folder
+    ``benchmarks`` between ``<!-- speed paper paper -->`` and ``<!-- /speed -->``.
 
     Raises:
-        ValueError: there are no such marks, or a result is named that is not recorded.
+        ValueError: there are no such marks, or what they name is not recorded.
     """
-    if not _PAPERS.search(content) and not _FIGURES.search(content):
-        raise ValueError("the marks <!-- papers --> and <!-- /papers -->, or those of figures, are not there")
+    if not any(mark.search(content) for mark in (_PAPERS, _FIGURES, _SPEED)):
+        raise ValueError("the marks <!-- papers --> and <!-- /papers -->, or those of figures or speed, are not there")
 
     def figures(match: re.Match[str]) -> str:
         if match[2] not in results:
             raise ValueError(f"figures of {match[2]} are wanted, but it is not recorded")
         return f"{match[1]}\n{figures_table(results[match[2]])}\n{match[3]}"
 
+    def speed(match: re.Match[str]) -> str:
+        files = [benchmarks / f"{slug}.json" for slug in match[2].split()]
+        missing = [str(file) for file in files if not file.is_file()]
+        if missing:
+            raise ValueError(f"timings in {', '.join(missing)} are wanted, but not there")
+        return f"{match[1]}\n{speed_table(files)}\n{match[3]}"
+
+    content = _SPEED.sub(speed, content)
     content = _PAPERS.sub(lambda match: f"{match[1]}\n{markdown_table(papers, results)}\n{match[2]}", content)
     return _FIGURES.sub(figures, content)
