@@ -84,8 +84,7 @@ def read_folder(folder: str | Path) -> TaHForCausalLM:
     state: dict[str, Tensor] = {}
     for file in [*sorted(folder.glob("model*.safetensors")), folder / "lora" / "adapter_model.safetensors"]:
         state |= checkpoints.read(file)
-    decider = torch.load(folder / "iter_decider.bin", map_location="cpu", weights_only=True)
-    state |= {f"iter_decider.{key}": tensor for key, tensor in decider["state_dict"].items()}
+    state |= {f"iter_decider.{key}": tensor for key, tensor in checkpoints.read(folder / "iter_decider.bin").items()}
     configs = {
         name: json.loads((folder / file).read_text(encoding="utf-8"))
         for name, file in (("base", "config.json"), ("tah", "tah_config.json"))
