@@ -13,7 +13,7 @@ from everyformer.papers.joint_sampling.model import JointSampler, MaskedDiffusio
 
 def cases(quick: bool, device: str) -> Iterator[Case]:
     """Float32, random weights; ``quick`` takes a narrow base and short sequences."""
-    width, length, batch = (32, 16, 2) if quick else (256, 128, 4)
+    width, length, batch = (32, 16, 2) if quick else (256, 64, 4)
     base = MaskedDiffusionLM(
         vocabulary=4096, dim=width, depth=12, heads=width // 32, mask_token=4095, longest=length
     ).to(device)  # fmt: skip
