@@ -1,0 +1,83 @@
+"""What all token mixers share: their signature, its checks, and the heads."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+Mask = Bool[Tensor, "batch tokens"]
+Cache = dict[str, Any]  # empty before the first token; a mixer keeps in it what it needs of the tokens read
+
+
+class Mixer(nn.Module):
+    """Lets tokens see each other: ``mixer(x, mask=None, cache=None)`` gives what is added to ``x``.
+
+    Args:
+        dim: width of a token, a multiple of ``heads``.
+        causal: whether a token sees only itself and those before it.
+        length: most tokens, where the weights depend on it; ``None`` for mixers that take any number.
+
+    Raises:
+        ValueError: a width that does not divide, a missing length, or causal where the mixer cannot be.
+    """
+
+    can_be_causal: ClassVar[bool] = True
+    must_be_causal: ClassVar[bool] = False
+    needs_length: ClassVar[bool] = False
+    takes_mask: ClassVar[bool] = True
+    takes_cache: ClassVar[bool] = False
+
+    def __init__(self, dim: int, *, heads: int = 4, causal: bool = False, length: int | None = None) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if heads < 1 or dim < 1 or dim % heads:
+            raise ValueError(f"dim must be a multiple of heads, got dim={dim} and heads={heads}")
+        if causal and not self.can_be_causal:
+            raise ValueError(f"causal must be False for {name}: every token sees all")
+        if not causal and self.must_be_causal:
+            raise ValueError(f"causal must be True for {name}: it reads from left to right")
+        if self.needs_length and (length is None or length < 1):
+            raise ValueError(f"length must be given for {name}, whose weights depend on it, got {length}")
+        self.dim, self.heads, self.head_dim = dim, heads, dim // heads
+        self.causal, self.length = causal, length
+
+    def forward(
+        self, x: Float[Tensor, "batch tokens dim"], mask: Mask | None = None, cache: Cache | None = None
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Mixed tokens.
+
+        Args:
+            mask: which tokens are real; what stands at the others is seen by none, and their outputs mean nothing.
+            cache: a dictionary that is empty before the first token; ``x`` are then the tokens after those it has seen.
+
+        Raises:
+            ValueError: another width, more tokens than ``length``, or a mask or cache that the mixer does not take.
+        """
+        if x.dim() != 3 or x.shape[-1] != self.dim:
+            raise ValueError(f"x must be (batch, tokens, {self.dim}), got {tuple(x.shape)}")
+        if self.length is not None and self.needs_length and x.shape[1] > self.length:
+            raise ValueError(f"x must have at most length {self.length} tokens, got {x.shape[1]}")
+        if mask is not None:
+            if not self.takes_mask:
+                raise ValueError(f"mask must be None for {type(self).__name__}: it has no way to leave tokens out")
+            if mask.shape != x.shape[:2]:
+                raise ValueError(f"mask must be {tuple(x.shape[:2])}, got {tuple(mask.shape)}")
+        if cache is not None and not (self.takes_cache and self.causal):
+            raise ValueError(f"cache must be None for {type(self).__name__} with causal={self.causal}")
+        return self.mix(x, mask, cache)
+
+    def mix(self, x: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+        """The mixing itself, its input checked."""
+        raise NotImplementedError
+
+
+def split_heads(x: Float[Tensor, "batch tokens dim"], heads: int) -> Float[Tensor, "batch heads tokens head_dim"]:
+    """The heads of a width, one after the other."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def join_heads(x: Float[Tensor, "batch heads tokens head_dim"]) -> Float[Tensor, "batch tokens dim"]:
+    """Back to one width."""
+    return x.transpose(1, 2).flatten(2)
