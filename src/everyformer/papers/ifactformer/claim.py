@@ -143,7 +143,7 @@ def _ahead(net: Forecaster, start: Tensor) -> Callable[[], object]:
 
 def _channel(job: Job) -> Callable[[], object]:
     grid = (8, 17, 8) if job.scale == "smoke" else (24, 41, 24)
-    solver = ChannelFlow(grid, reynolds=1800.0, dt=0.04, device=job.device)
+    solver = ChannelFlow(grid, reynolds=1800.0, dt=study.WALL_STEP, device=job.device)
     start = solver.initial(1, torch.Generator().manual_seed(job.seed))
     count = round(SIZES["channel"][job.scale].interval / solver.dt)
     return lambda: solver.step(start, count)
