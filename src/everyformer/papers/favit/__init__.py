@@ -119,6 +119,23 @@ PAPER = Paper(
     ),
 )
 
+MIXERS = (
+    {
+        "name": "fasa",
+        "title": "factorised attention",
+        "arxiv": PAPER.arxiv,
+        "where": "everyformer.papers.favit.mixer:FactorizedMixer",
+        "time": "n w d + n² d / 64",
+        "memory": "n d",
+        "growth": 2.0,
+        "causal": False,
+        "mask": False,
+        "cache": False,
+        "any_length": True,
+        "pretrained": False,
+    },
+)
+
 MODELS = {f"favit_b{size}": f"favit_b{size}" for size in range(4)}
 TIMM = True  # the model room registers them with timm
 

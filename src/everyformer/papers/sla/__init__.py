@@ -69,6 +69,23 @@ PAPER = Paper(
     ),
 )
 
+MIXERS = (
+    {
+        "name": "sla",
+        "title": "sparse-linear attention",
+        "arxiv": PAPER.arxiv,
+        "where": "everyformer.papers.sla.mixer:SLAMixer",
+        "time": "n² d / 20",
+        "memory": "n d + n²/4096",
+        "growth": 2.0,
+        "causal": False,
+        "mask": False,
+        "cache": False,
+        "any_length": True,
+        "pretrained": True,
+    },
+)
+
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {

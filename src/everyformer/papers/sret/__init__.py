@@ -102,6 +102,23 @@ PAPER = Paper(
 
 TIMM = True  # the model room registers them with timm
 
+MIXERS = (
+    {
+        "name": "sliced",
+        "title": "sliced recursive attention",
+        "arxiv": PAPER.arxiv,
+        "where": "everyformer.papers.sret.mixer:SlicedRecursiveAttention",
+        "time": "n² d / 2",
+        "memory": "n d",
+        "growth": 2.0,
+        "causal": False,
+        "mask": False,
+        "cache": False,
+        "any_length": True,
+        "pretrained": True,
+    },
+)
+
 MODELS = {
     name: name
     for name in (

@@ -1,0 +1,246 @@
+"""What every token mixer promises, whatever it is: the tests run over all cards of `everyformer.mixers`."""
+
+import copy
+
+import pytest
+import torch
+
+from everyformer import mixers
+from everyformer.lab.measure import peak_extra_bytes
+
+CARDS = mixers.cards()
+DIM, HEADS, TOKENS, LENGTH = 32, 4, 37, 48
+
+# Sizes at which a few dozen tokens already fill several windows, blocks or chunks.
+SMALL = {
+    "window": {"window": 5},
+    "strided": {"stride": 6},
+    "longformer": {"window": 5, "global_tokens": 2},
+    "bigbird": {"block": 4, "random_blocks": 2},
+    "reformer": {"chunk": 6, "buckets": 4, "rounds": 2},
+    "linformer": {"features": 8},
+    "nystrom": {"landmarks": 8},
+    "performer": {"features": 16, "chunk": 8},
+    "linear": {"chunk": 8},
+    "sla": {"block": 4},
+}
+
+
+def make(name, causal, length=LENGTH, **options):
+    torch.manual_seed(1)
+    return mixers.create(name, DIM, heads=HEADS, causal=causal, length=length, **{**SMALL.get(name, {}), **options})
+
+
+def directions(card):
+    return {True: (False, True), False: (False,), "only": (True,)}[card.causal]
+
+
+def over(*able):
+    """All cards that can do what is asked, in each direction they have."""
+    return pytest.mark.parametrize(
+        ("name", "causal"),
+        [
+            pytest.param(name, causal, id=f"{name}-{'causal' if causal else 'both_ways'}")
+            for name, card in CARDS.items()
+            if all(getattr(card, ability) for ability in able)
+            for causal in directions(card)
+            if causal or able != ("causal",)
+        ],
+    )
+
+
+def tokens(batch=2, count=TOKENS, dtype=torch.float32):
+    return torch.randn(batch, count, DIM, dtype=dtype, generator=torch.Generator().manual_seed(2))
+
+
+def padding(*counts):
+    """A mask of rows with so many real tokens, the first ones."""
+    return torch.arange(TOKENS) < torch.tensor(counts)[:, None]
+
+
+def with_holes():
+    mask = padding(TOKENS, 29)
+    mask[0, 3] = mask[0, 17] = mask[1, 8:11] = False
+    return mask
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_the_card_says_what_the_class_can(name):
+    card = CARDS[name]
+    can = card.kind
+    assert (card.causal is not False) == can.can_be_causal
+    assert (card.causal == "only") == can.must_be_causal
+    assert (card.mask, card.cache, card.any_length) == (can.takes_mask, can.takes_cache, not can.needs_length)
+
+
+@over()
+def test_tokens_are_mixed_and_the_input_is_left_alone(name, causal):
+    mixer, x = make(name, causal), tokens()
+    before = x.clone()
+    y = mixer(x)
+    assert y.shape == x.shape and y.dtype == x.dtype and torch.isfinite(y).all()
+    assert torch.equal(x, before)
+    other = x.clone()
+    other[:, 0] += 1
+    assert not torch.allclose(mixer(other)[:, 1], y[:, 1], atol=1e-5)  # the second token sees the first
+
+
+@over("causal")
+def test_a_causal_mixer_does_not_see_later_tokens(name, causal):
+    mixer, x = make(name, causal).double(), tokens(dtype=torch.float64)
+    y = mixer(x)
+    for first in (1, 2, 7, 18, TOKENS - 1):
+        other = x.clone()
+        other[:, first:] = torch.randn_like(other[:, first:])
+        torch.testing.assert_close(mixer(other)[:, :first], y[:, :first], rtol=1e-8, atol=1e-10)
+        assert not torch.allclose(mixer(other)[:, first], y[:, first])
+
+
+@over("mask")
+def test_what_stands_at_masked_tokens_does_not_matter(name, causal):
+    mixer, x, mask = make(name, causal).double(), tokens(dtype=torch.float64), with_holes()
+    other = torch.where(mask[..., None], x, 10 * torch.randn_like(x))
+    got, expected = mixer(other, mask=mask)[mask], mixer(x, mask=mask)[mask]
+    torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-10)
+    assert not torch.allclose(mixer(x)[mask], expected)
+
+
+@over("mask")
+def test_padded_rows_equal_each_row_alone(name, causal):
+    mixer, x, counts = make(name, causal).double(), tokens(3, dtype=torch.float64), (TOKENS, 24, 5)
+    y = mixer(x, mask=padding(*counts))
+    for row, count in enumerate(counts):
+        alone = mixer(x[row : row + 1, :count])
+        torch.testing.assert_close(y[row : row + 1, :count], alone, rtol=1e-8, atol=1e-10)
+
+
+@over()
+def test_rows_of_a_batch_do_not_see_each_other(name, causal):
+    mixer, x = make(name, causal).double(), tokens(3, dtype=torch.float64)
+    torch.testing.assert_close(mixer(x)[1:2], mixer(x[1:2]), rtol=1e-8, atol=1e-10)
+
+
+@over("cache", "causal")
+@pytest.mark.parametrize("masked", [False, True])
+def test_reading_in_pieces_equals_reading_at_once(name, causal, masked):
+    if not causal:
+        pytest.skip("a cache is for reading from left to right")
+    if masked and not CARDS[name].mask:
+        pytest.skip("takes no mask")
+    mixer, x = make(name, causal).double(), tokens(dtype=torch.float64)
+    mask = with_holes() if masked else None
+    expected = mixer(x, mask=mask)
+    for sizes in ([1] * TOKENS, [9, 1, 1, 1, 12, 1, 1, 11], [1, 1, 30, 5]):
+        cache, pieces, start = {}, [], 0
+        for size in sizes:
+            part = slice(start, start + size)
+            pieces.append(mixer(x[:, part], mask=None if mask is None else mask[:, part], cache=cache))
+            start += size
+        got = torch.cat(pieces, dim=1)
+        real = slice(None) if mask is None else mask
+        torch.testing.assert_close(got[real], expected[real], rtol=1e-8, atol=1e-10)
+
+
+@over("any_length")
+def test_the_same_weights_take_any_number_of_tokens(name, causal):
+    mixer = make(name, causal, length=None)
+    for count in (1, 2, 3, 8, TOKENS, 130):
+        y = mixer(tokens(count=count))
+        assert y.shape == (2, count, DIM) and torch.isfinite(y).all()
+
+
+@pytest.mark.parametrize("name", [name for name, card in CARDS.items() if not card.any_length])
+def test_a_length_is_asked_for_and_kept_to(name):
+    causal = directions(CARDS[name])[0]
+    with pytest.raises(ValueError, match="length must be given"):
+        make(name, causal, length=None)
+    mixer = make(name, causal)
+    for count in (1, 5, LENGTH):
+        assert mixer(tokens(count=count)).shape == (2, count, DIM)
+    with pytest.raises(ValueError, match=f"at most length {LENGTH} tokens, got {LENGTH + 1}"):
+        mixer(tokens(count=LENGTH + 1))
+
+
+@over()
+def test_gradients_reach_the_input_and_every_weight(name, causal):
+    mixer, x = make(name, causal), tokens().requires_grad_()
+    mask = with_holes() if CARDS[name].mask else None
+    y = mixer(x, mask=mask)
+    (y if mask is None else y[mask]).square().mean().backward()
+    for who, tensor in (("x", x), *mixer.named_parameters()):
+        assert tensor.grad is not None and torch.isfinite(tensor.grad).all(), who
+        assert tensor.grad.abs().sum() > 0, who
+
+
+@over()
+def test_half_precision_stays_near(name, causal):
+    mixer, x = make(name, causal), tokens()
+    expected = mixer(x)
+    y = copy.deepcopy(mixer).bfloat16()(x.bfloat16())
+    assert y.dtype == torch.bfloat16
+    error = (y.float() - expected).norm() / expected.norm()
+    # Rounding moves a few tokens to another bucket of a hash.
+    assert error < (0.2 if name == "reformer" else 0.05), f"relative error {error:.3f}"
+
+
+@over()
+def test_it_compiles(name, causal):
+    mixer, x = make(name, causal), tokens().requires_grad_()
+    y = torch.compile(mixer, backend="aot_eager", fullgraph=True)(x)
+    torch.testing.assert_close(y, mixer(x), rtol=1e-4, atol=1e-5)
+    y.sum().backward()
+
+
+@over()
+def test_a_state_dict_makes_the_same_mixer_again(name, causal):
+    mixer, x = make(name, causal), tokens()
+    torch.manual_seed(7)
+    other = mixers.create(name, DIM, heads=HEADS, causal=causal, length=LENGTH, **SMALL.get(name, {}))
+    other.load_state_dict(mixer.state_dict())
+    assert torch.equal(other(x), mixer(x))
+
+
+@pytest.mark.parametrize("name", [name for name, card in CARDS.items() if card.pretrained])
+def test_weights_of_full_attention_fit(name):
+    causal = directions(CARDS[name])[0]
+    mixer, full = make(name, causal), mixers.create("full", DIM, heads=HEADS)
+    mixer.load_state_dict(full.state_dict())
+    assert torch.equal(mixer.qkv.weight, full.qkv.weight) and torch.equal(mixer.out.weight, full.out.weight)
+
+
+@over()
+def test_memory_grows_as_the_card_says(name, causal):
+    if "n²" in CARDS[name].memory:
+        pytest.skip("grows with the square of the tokens")
+    torch.manual_seed(1)  # with the sizes that it has by itself
+    mixer = mixers.create(name, DIM, heads=HEADS, causal=causal, length=2048)
+    short, long = (tokens(1, count) for count in (512, 2048))
+    with torch.no_grad():
+        peaks = [peak_extra_bytes(lambda x=x: mixer(x)) for x in (short, long)]
+    assert peaks[1] < 6 * peaks[0], peaks
+
+
+@over("causal")
+def test_one_direction_is_refused_where_it_cannot_be(name, causal):
+    if CARDS[name].causal == "only":
+        with pytest.raises(ValueError, match="causal must be True"):
+            make(name, False)
+
+
+@pytest.mark.parametrize("name", [name for name, card in CARDS.items() if not card.causal])
+def test_causal_is_refused_where_every_token_sees_all(name):
+    with pytest.raises(ValueError, match="causal must be False"):
+        make(name, True)
+
+
+@pytest.mark.parametrize("name", [name for name, card in CARDS.items() if not card.mask])
+def test_a_mask_is_refused_where_there_is_no_way_to_leave_tokens_out(name):
+    with pytest.raises(ValueError, match="mask must be None"):
+        make(name, directions(CARDS[name])[0])(tokens(), mask=padding(TOKENS, 20))
+
+
+@over()
+def test_a_cache_is_refused_where_none_is_kept(name, causal):
+    if not (causal and CARDS[name].cache):
+        with pytest.raises(ValueError, match="cache must be None"):
+            make(name, causal)(tokens(), cache={})
