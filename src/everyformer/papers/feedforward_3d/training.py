@@ -60,7 +60,8 @@ SIZES: dict[Scale, Size] = {
     ),
     "cpu": Size(
         side=64, scenes=1000, batch=16, steps=2000, rate=1e-3, tested=100, tuned=12, aligned=6, descent=300,
-        pair={"patch": 16}, multi={"patch": 16, "encoder_depth": 2, "features": 16, "layer_dims": (16, 16, 32, 32), "last": 16},
+        pair={"patch": 16},
+        multi={"patch": 16, "encoder_depth": 2, "features": 16, "layer_dims": (16, 16, 32, 32), "last": 16},
     ),
     "paper": Size(
         side=128, scenes=20_000, batch=128, steps=200_000, rate=3e-4, tested=1000, tuned=100, aligned=100, descent=300,
