@@ -5,7 +5,7 @@ from everyformer.catalog import Claim, Paper, Threshold, lazy
 _HERE = (
     "; here Gymnasium's HalfCheetah-v5 in episodes of 300 steps, trajectories of PPO policies at four stages of a short "
     "training, a model of two layers of width 64 on windows of four steps with 256 bins (mu-law of 10 over ten "
-    "deviations, in place of 100 over 256), trained for 800 steps of 16 windows"
+    "deviations, in place of 100 over 256), trained for 2,000 steps of 16 windows"
 )
 _RETURN = "; returns are 0 for random actions and 1 for the five best episodes, which are what is cloned"
 
@@ -86,7 +86,7 @@ PAPER = Paper(
             setting="fewer than 10,000 trained parameters in the abstract; no return was verified"
             + _HERE
             + "; IA3 and a "
-            "head, whose parameters are not counted, tuned for 300 steps" + _RETURN,
+            "head, whose parameters are not counted, tuned for 1,000 steps" + _RETURN,
             method="IA3",
             baseline="full fine-tuning",
             threshold=Threshold("bound", 90.0),

@@ -73,7 +73,7 @@ SIZES: dict[Scale, Size] = {
          Domain("Hopper-v5", "PPO", steps=81_920, stages=4, episodes=40, horizon=300),
          Domain("Swimmer-v5", "PPO", steps=40_960, stages=4, episodes=20, horizon=300, discount=0.9999)),
         model_file.Size(2, 64, 4, 92), bins=256, batch=16, steps=2000, rate=2e-3, experts=5, hidden=128, cloning=1000,
-        tuning=300, offline=2000, tested=10, horizon=300,
+        tuning=1000, offline=2000, tested=10, horizon=300,
     ),
     "paper": Size(
         (Domain("HalfCheetah-v5", "SAC", steps=1_000_000, stages=10, episodes=1000, horizon=1000, hidden=256),
@@ -241,12 +241,31 @@ def cloned(job: Job, encode: Encode, missing: list[Sequence[int]]) -> Cloned:
     return Cloned(heads.requires_grad_(False), encode, missing, mean, std)
 
 
+class Standardised(nn.Module):
+    """Features less their mean and in their deviations, as both are on ``seen`` before anything is tuned."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, features: nn.Module, seen: Float[Tensor, "batch sensors"]) -> None:
+        super().__init__()
+        self.features = features
+        with torch.no_grad():
+            first = features(seen)
+        self.register_buffer("mean", first.mean(0))
+        self.register_buffer("std", first.std(0).clamp(min=1e-3))
+
+    def forward(self, seen: Float[Tensor, "batch sensors"]) -> Float[Tensor, "batch dim"]:
+        return (self.features(seen) - self.mean) / self.std  # type: ignore[no-any-return]
+
+
 def tuned(job: Job, features: Features, width: int) -> Callable[[Tensor], Tensor]:
     """What a policy does whose features are tuned together with its head to imitate the experts."""
     size, known = SIZES[job.scale], robot(job.scale)
     centre, reach = known.tokenizer.centre, known.tokenizer.reach
     torch.manual_seed(job.seed)
-    policy = Policy(features, width, centre - reach, centre + reach, hidden=size.hidden).to(job.device)
+    first = Standardised(features.to(job.device), known.experts.observations.to(job.device))
+    policy = Policy(first, width, centre - reach, centre + reach, hidden=size.hidden).to(job.device)
 
     def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
         chosen = torch.randint(len(known.experts.actions), (64,), generator=generator)
