@@ -82,7 +82,9 @@ def test_what_two_methods_lose_is_set_against_their_sum(tmp_path):
     }
     wanted = lost["half of the weights, int8"] - lost["half of the weights"] - lost["int8"]
     assert found.method == pytest.approx(wanted)
-    assert [len(row) for row in found.series[0].grid] == [3, 3, 3]
+    line = found.series[0].lines["int8"]
+    assert len(line[0]) == 3 and line[0] == sorted(line[0])
+    assert lost["half of the weights"] + lost["int8"] in line[0] and lost["half of the weights, int8"] in line[1]
 
 
 def test_the_plan_is_of_the_model_that_is_launched():

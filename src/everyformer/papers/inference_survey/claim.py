@@ -189,7 +189,7 @@ def _blind(generator: torch.Generator) -> Callable[[Tensor, int, int], object]:
 
 STUDENT: dict[str, tuple[dict[str, int], int]] = {  # shapes, and training steps
     "smoke": ({"width": 32, "depth": 2, "heads": 2, "patch": 5}, 10),
-    "cpu": ({"width": 32, "depth": 2, "heads": 2}, 400),
+    "cpu": ({"width": 32, "depth": 2, "heads": 2}, 900),
     "paper": ({"width": 96, "depth": 4, "heads": 3}, 10_000),
 }
 LABELLED = {"smoke": 200, "cpu": 1000, "paper": 5000}
@@ -283,25 +283,32 @@ def composed(job: Job) -> Measurement:
     extras = {"right (%), as trained": as_trained}
     alone = {label: lost(bits) for label, bits in BITS.items()}
     extras |= {f"quality lost (%), {label}": value for label, value in alone.items()}
-    grid: list[list[float]] = []
+    lines: dict[str, tuple[list[float], list[float]]] = {label: ([], []) for label in BITS}
     treated = {name: step for name, step in WEIGHTS.items() if job.scale != "smoke" or name != "factors"}
     for name, step in treated.items():
         first = lost(step)
         extras[f"quality lost (%), {name}"] = first
-        grid.append([])
         for label, bits in BITS.items():
             both = lost(step, bits)
             extras[f"quality lost (%), {name}, {label}"] = both
             extras[f"beyond the sum, {name}, {label}"] = both - first - alone[label]
-            grid[-1].append(round(both - first - alone[label], 3))
+            lines[label][0].append(first + alone[label])
+            lines[label][1].append(both)
     step = WEIGHTS["half of the weights"]
     extras["quality lost (%), half of the weights, healed"] = healed = lost(step, heal=True)
     extras["quality lost (%), half of the weights, healed, int8"] = both = lost(step, "int8", heal=True)
     extras["beyond the sum, half of the weights, healed, int8"] = both - healed - alone["int8"]
-    names = "; ".join(f"{place}: {name}" for place, name in enumerate(treated))
-    columns = ", ".join(BITS)
-    panel = Panel("Quality lost beyond the sum of both, points", columns, names, kind="heat", grid=grid)
+    sums = [value for places, _ in lines.values() for value in places]
+    lines = {label: _by_place(*values) for label, values in lines.items()}
+    lines["the sum"] = ([min(sums), max(sums)], [min(sums), max(sums)])
+    panel = Panel("What two methods lose together", "lost by each alone, summed, %", "lost together, %", lines)
     return Measurement(extras["beyond the sum, half of the weights, int8"], 0.0, extras, (panel,))
+
+
+def _by_place(places: list[float], values: list[float]) -> tuple[list[float], list[float]]:
+    """A line from left to right."""
+    order = sorted(range(len(places)), key=places.__getitem__)
+    return [places[index] for index in order], [values[index] for index in order]
 
 
 def plan() -> Plan:
