@@ -84,3 +84,10 @@ def test_verdict_follows_from_the_threshold_alone(effect, threshold, verdict):
 def test_unpaired_values_are_refused():
     with pytest.raises(ValueError, match="must pair up"):
         measure.effect_of([1.0], [1.0, 2.0], "higher", Threshold("ratio", 1))
+
+
+def test_steps_are_measured_once_and_kept(tmp_path):
+    file = tmp_path / "folder" / "steps"
+    assert measure.noted_steps(file, lambda: 12.6) == 13
+    assert measure.noted_steps(file, lambda: 99.0) == 13
+    assert measure.noted_steps(tmp_path / "few", lambda: 0.2, at_least=4) == 4

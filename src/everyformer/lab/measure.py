@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from everyformer.catalog import Spread, Threshold
+from everyformer.files import write_atomic
 
 # Two-sided 95% quantiles of Student's t for 1..30 degrees of freedom; beyond that the normal's is close enough.
 _T95 = (
@@ -30,6 +31,13 @@ def synchronise(device: str | torch.device = "cpu") -> None:
     """Wait for the device's queued work, so that a clock read afterwards has counted it."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def noted_steps(file: Path, count: Callable[[], float], *, at_least: int = 1) -> int:
+    """Whole steps as ``count`` measured them when first asked: written to ``file``, so that a resumed run keeps to them."""
+    if not file.is_file():
+        write_atomic(file, str(max(at_least, round(count()))))
+    return int(file.read_text(encoding="utf-8"))
 
 
 def side_by_side(

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from everyformer.papers.feedforward_3d.geometry import pixel_grid
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -78,8 +80,7 @@ def dense(
     if not len(seen):
         return torch.ones(height, width)
     pixels = (seen @ intrinsics.T)[:, :2] / seen[:, 2:]
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    grid = torch.stack([x, y], -1).view(-1, 2).to(pixels)
+    grid = pixel_grid(height, width, pixels).view(-1, 2)
     return seen[torch.cdist(grid, pixels).argmin(1), 2].view(height, width)
 
 

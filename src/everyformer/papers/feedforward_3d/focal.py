@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from everyformer.papers.feedforward_3d.geometry import pixel_grid
+
 REWEIGHTINGS = 10
 
 
@@ -36,10 +38,7 @@ def focal_from_pointmap(
         principal = points.new_tensor([width / 2, height / 2]).expand(batch, 2)
     if principal.shape != (batch, 2):
         raise ValueError(f"principal must be (batch, 2) = ({batch}, 2), got {tuple(principal.shape)}")
-    rows, columns = torch.meshgrid(
-        torch.arange(height, device=points.device), torch.arange(width, device=points.device), indexing="ij"
-    )
-    pixels = torch.stack([columns, rows], -1).flatten(0, 1) - principal[:, None]
+    pixels = pixel_grid(height, width, points).flatten(0, 1) - principal[:, None]
     points = points.flatten(1, 2)
     if method == "median":
         votes = pixels * points[..., 2:] / points[..., :2]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from everyformer.catalog import Job, Scale
 from everyformer.lab import scenes, train
-from everyformer.lab.measure import median, side_by_side
+from everyformer.lab.measure import median, noted_steps, side_by_side
 from everyformer.lab.pretrained import load_or_train
 from everyformer.lab.simulated import load_or_make
 from everyformer.papers.feedforward_3d import blocks, cameras, heads, losses, multiview, pair
@@ -188,24 +188,23 @@ class _Counted(nn.Module):
 
 def _steps_of_equal_time(job: Job, net: nn.Module, file: Path) -> int:
     """How many multi-view steps take the time of the pair model's training; noted, so that a resumed one keeps to it."""
-    if not file.is_file():
-        size = SIZES[job.scale]
+    size = SIZES[job.scale]
+
+    def step(model: nn.Module, loss: Callable[..., Tensor], batch: tuple[Tensor, ...]) -> Callable[[], object]:
+        needed = list(model.parameters())
+        return lambda: torch.autograd.grad(loss(model, batch), needed, allow_unused=True)
+
+    def count() -> float:
         generator = torch.Generator().manual_seed(0)
-        rival = pair_tiny(**size.pair)
-
-        def step(model: nn.Module, loss: Callable[..., Tensor], batch: tuple[Tensor, ...]) -> Callable[[], object]:
-            needed = list(model.parameters())
-            return lambda: torch.autograd.grad(loss(model, batch), needed, allow_unused=True)
-
-        candidates = {"pair": step(rival, _pair_step, _draw_pairs(job.scale, generator))}
+        candidates = {"pair": step(pair_tiny(**size.pair), _pair_step, _draw_pairs(job.scale, generator))}
         for number in TOGETHER:
             batch = _drawn(job.scale, max(1, size.batch // number), number, generator)
             candidates[f"{number} views"] = step(net, _multi_step, batch)
         times = {name: median(found) for name, found in side_by_side(candidates, rounds=5).items()}
         ours = sum(times[f"{number} views"] for number in TOGETHER) / len(TOGETHER)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(str(max(1, round(size.steps * times["pair"] / ours))), encoding="ascii")
-    return int(file.read_text(encoding="ascii"))
+        return size.steps * times["pair"] / ours
+
+    return noted_steps(file, count)
 
 
 def _fit(

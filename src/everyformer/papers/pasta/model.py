@@ -12,10 +12,11 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from everyformer.catalog import lookup
+from everyformer.files import write_atomic
 from everyformer.papers.pasta.objectives import OBJECTIVES
 from everyformer.papers.pasta.tokenizer import ComponentTokenizer, mu_law_inverse
 from everyformer.parts.checkpoints import check
@@ -310,10 +311,8 @@ class Pasta(nn.Module):
     def save(self, folder: str | Path) -> None:
         """Write the weights as safetensors, and beside them what the model is as JSON."""
         place = Path(folder)
-        place.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {name: tensor.contiguous() for name, tensor in self.state_dict().items()}, place / "model.safetensors"
-        )
+        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        write_atomic(place / "model.safetensors", save(weights))
         domains = {
             name: {"sensors": one.sensors, "low": (one.centre - one.reach).tolist(),
                    "high": (one.centre + one.reach).tolist(), "bins": one.bins, "mu": one.mu, "limit": one.limit}
@@ -321,7 +320,7 @@ class Pasta(nn.Module):
         }  # fmt: skip
         card = {"size": dataclasses.asdict(self.size), "objective": self.objective.name, "dropout": self.dropout,
                 "value": "discrete" if self.discrete else "continuous", "domains": domains}  # fmt: skip
-        (place / "pasta.json").write_text(json.dumps(card, indent=1), encoding="utf-8")
+        write_atomic(place / "pasta.json", json.dumps(card, indent=1))
 
     @classmethod
     def load(cls, folder: str | Path) -> Pasta:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from everyformer.catalog import Job, Panel, Scale
 from everyformer.lab import moving_mnist, train
-from everyformer.lab.measure import median, side_by_side
+from everyformer.lab.measure import median, noted_steps, side_by_side
 from everyformer.lab.moving_mnist import MovingMNIST
 from everyformer.lab.pretrained import load_or_train
 from everyformer.lab.train import History
@@ -219,22 +219,22 @@ def _fit(
 
 def _steps_of_equal_time(job: Job, rival: Trained, file: Path) -> int:
     """How many of a rival's steps take the time of PredFormer's training; noted, so that a resumed one keeps to it."""
-    if not file.is_file():
-        size, sequences = SIZES[job.scale], source(job.scale, "train")
-        generator = torch.Generator().manual_seed(0)
+    size, sequences = SIZES[job.scale], source(job.scale, "train")
+    generator = torch.Generator().manual_seed(0)
 
-        def step(net: nn.Module) -> Callable[[], object]:
-            return lambda: torch.autograd.grad(
-                loss(net, sequences.draw(size.batch, generator).to(job.device)), list(net.parameters())
-            )
+    def step(net: nn.Module) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(
+            loss(net, sequences.draw(size.batch, generator).to(job.device)), list(net.parameters())
+        )
 
+    def count() -> float:
         candidates = {"ours": network(job.scale, "PredFormer"), "theirs": copy.deepcopy(rival.network)}
         times = side_by_side(
             {name: step(net.to(job.device).train()) for name, net in candidates.items()}, rounds=9, device=job.device
         )
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(str(max(POINTS, round(size.steps * median(times["ours"]) / median(times["theirs"])))))
-    return int(file.read_text())
+        return size.steps * median(times["ours"]) / median(times["theirs"])
+
+    return noted_steps(file, count, at_least=POINTS)
 
 
 def _load_or_train(job: Job, found: Trained, label: str, fit: Callable[[Path], None]) -> Trained:

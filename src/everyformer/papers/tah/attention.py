@@ -17,39 +17,16 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from everyformer.parts.growing import grown
+
 NAME = "duo_causal"  # in transformers' AttentionInterface
-
-
-class Kept:
-    """Tensors that are joined along the tokens, with room for more wherever no gradient is wanted."""
-
-    def __init__(self, first: Float[Tensor, "batch kv_heads tokens head_dim"]) -> None:
-        self.room, self.length = first, first.shape[2]
-
-    def join(self, new: Float[Tensor, "batch kv_heads new head_dim"]) -> None:
-        """Add tokens: in place, or as another tensor where gradients must find their way back."""
-        start, self.length = self.length, self.length + new.shape[2]
-        if torch.is_grad_enabled() and (new.requires_grad or self.room.requires_grad):
-            self.room = torch.cat([self.room[:, :, :start], new], dim=2)
-            return
-        if self.room.shape[2] < self.length:  # twice as much, so that a token costs no copy of all before it
-            batch, heads, _, width = self.room.shape
-            wider = self.room.new_empty(batch, heads, 2 * self.length, width)
-            wider[:, :, :start] = self.room[:, :, :start]
-            self.room = wider
-        self.room[:, :, start : self.length] = new
-
-    @property
-    def tokens(self) -> Float[Tensor, "batch kv_heads tokens head_dim"]:
-        """All of them."""
-        return self.room[:, :, : self.length]
 
 
 class Depth:
     """Keys and values of the tokens that have been at one depth; rows that had fewer hold unreal ones between."""
 
     def __init__(self) -> None:
-        self.layers: dict[int, tuple[Kept, Kept]] = {}
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}  # with room for more
         self.positions: Tensor | None = None  # (batch, tokens)
         self.real: Tensor | None = None  # (batch, tokens)
 
@@ -59,6 +36,11 @@ class Depth:
             positions = torch.cat([self.positions, positions], dim=1)
             real = torch.cat([self.real, real], dim=1)
         self.positions, self.real = positions, real
+
+    @property
+    def length(self) -> int:
+        """Tokens announced."""
+        return 0 if self.positions is None else self.positions.shape[1]
 
 
 class Memory:
@@ -70,7 +52,7 @@ class Memory:
     @property
     def length(self) -> int:
         """Tokens read, padding among them."""
-        return 0 if self.depths[0].positions is None else self.depths[0].positions.shape[1]
+        return self.depths[0].length
 
     def positions(self, real: Bool[Tensor, "batch new"]) -> Int[Tensor, "batch new"]:
         """Positions of new tokens: how many real ones stand before each."""
@@ -80,16 +62,18 @@ class Memory:
 
     def extended(self, layer: int, depth: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add a layer's newest keys and values at a depth; all up to this depth, the newest last."""
-        layers = self.depths[depth].layers
-        if layer in layers:
-            for kept, new in zip(layers[layer], (keys, values), strict=True):
-                kept.join(new)
-        else:
-            layers[layer] = Kept(keys), Kept(values)
-        seen = [part.layers[layer] for part in self.depths[: depth + 1] if layer in part.layers]
+        own = self.depths[depth]
+        before = own.length - keys.shape[2]
+        old = own.layers.get(layer, (None, None))
+        own.layers[layer] = grown(old[0], before, keys, dim=2), grown(old[1], before, values, dim=2)
+        seen = [
+            [room[:, :, : part.length] for room in part.layers[layer]]
+            for part in self.depths[: depth + 1]
+            if layer in part.layers
+        ]
         if len(seen) == 1:
-            return seen[0][0].tokens, seen[0][1].tokens
-        return torch.cat([pair[0].tokens for pair in seen], dim=2), torch.cat([pair[1].tokens for pair in seen], dim=2)
+            return seen[0][0], seen[0][1]
+        return torch.cat([pair[0] for pair in seen], dim=2), torch.cat([pair[1] for pair in seen], dim=2)
 
     def mask(self, depth: int, positions: Int[Tensor, "batch new"]) -> Bool[Tensor, "batch 1 new seen"]:
         """Which keys up to a depth the tokens see that were added to it last."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from everyformer.catalog import Job, Scale
 from everyformer.lab import moving_digits, train
-from everyformer.lab.measure import median, side_by_side
+from everyformer.lab.measure import median, noted_steps, side_by_side
 from everyformer.lab.moving_digits import SIDE, digits, videos
 from everyformer.lab.pretrained import load_or_train
 from everyformer.papers.vdt import diffusion, masks, model, pipeline, rivals
@@ -244,17 +244,17 @@ def _trial(job: Job, rival: nn.Module, steps: int, rate: float, folder: Path) ->
 
 def _steps_of_equal_time(job: Job, size: Size, rival: nn.Module, file: Path) -> int:
     """How many of the rival's steps take the time of VDT's training; noted, so that a resumed training keeps to it."""
-    if not file.is_file():
+
+    def step(net: nn.Module, loss: Callable[[nn.Module, Any], Tensor], batch: Any) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(loss(net, batch), list(net.parameters()))
+
+    def count() -> float:
         codes, shown = (draw(job, torch.Generator().manual_seed(0)) for draw in (_batch, _shown))
-
-        def step(net: nn.Module, loss: Callable[[nn.Module, Any], Tensor], batch: Any) -> Callable[[], object]:
-            return lambda: torch.autograd.grad(loss(net, batch), list(net.parameters()))
-
         candidates = {"ours": step(network(size), _denoise, codes), "theirs": step(rival, _predict, shown)}
         times = side_by_side(candidates, rounds=9)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(str(max(1, round(size.steps * median(times["ours"]) / median(times["theirs"])))))
-    return int(file.read_text())
+        return size.steps * median(times["ours"]) / median(times["theirs"])
+
+    return noted_steps(file, count)
 
 
 def _fit(

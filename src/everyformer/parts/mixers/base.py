@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -71,6 +72,20 @@ class Mixer(nn.Module):
     def mix(self, x: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
         """The mixing itself, its input checked."""
         raise NotImplementedError
+
+
+def in_order(
+    tokens: int, seen: int, real: Bool[Tensor, "batch seen"] | None, device: torch.device
+) -> Bool[Tensor, "#batch 1 {tokens} {seen}"]:
+    """Which of ``seen`` keys the last ``tokens`` of them see: those before them that are real, and themselves.
+
+    A token sees itself even where it is not real, as a softmax over nothing is not a number.
+    """
+    order = torch.ones(1, 1, tokens, seen, dtype=torch.bool, device=device).tril(seen - tokens)
+    if real is None:
+        return order
+    itself = torch.eye(seen, dtype=torch.bool, device=device)[seen - tokens :]
+    return (order & real[:, None, None]) | itself
 
 
 def split_heads(x: Float[Tensor, "batch tokens dim"], heads: int) -> Float[Tensor, "batch heads tokens head_dim"]:

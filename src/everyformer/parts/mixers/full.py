@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from everyformer.parts.mixers.base import Cache, Mixer, join_heads, split_heads
+from everyformer.parts.growing import grown
+from everyformer.parts.mixers.base import Cache, Mixer, in_order, join_heads, split_heads
 
 
 class FullAttention(Mixer):
@@ -25,14 +26,9 @@ class FullAttention(Mixer):
         if cache is not None:
             key, value, mask = _remember(cache, key, value, mask)
         tokens, seen = query.shape[2], key.shape[2]
-        causal = self.causal and tokens > 1
-        allowed = None if mask is None else mask[:, None, None]
+        allowed, causal = None if mask is None else mask[:, None, None], self.causal and tokens > 1
         if causal and (mask is not None or tokens != seen):
-            order = torch.ones(tokens, seen, dtype=torch.bool, device=x.device).tril(seen - tokens)
-            # A token sees itself even where it is not real: a softmax over nothing is not a number.
-            itself = torch.eye(seen, dtype=torch.bool, device=x.device)[seen - tokens :]
-            allowed = order if allowed is None else (order & allowed) | itself
-            causal = False
+            allowed, causal = in_order(tokens, seen, mask, x.device), False
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, is_causal=causal)
         return self.out(join_heads(mixed))  # type: ignore[no-any-return]
 
@@ -43,17 +39,11 @@ def _remember(
     value: Float[Tensor, "batch heads new head_dim"],
     mask: Bool[Tensor, "batch new"] | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Keys, values and mask of all tokens so far, in buffers that double when they are full."""
+    """Keys, values and mask of all tokens so far, in buffers with room for more."""
     start = cache.get("tokens", 0)
-    end = start + key.shape[2]
-    if start == 0 or end > cache["keys"].shape[2]:
-        for name, new in (("keys", key), ("values", value)):
-            wider = new.new_empty(*new.shape[:2], 2 * end, new.shape[3])
-            if start:
-                wider[:, :, :start] = cache[name][:, :, :start]
-            cache[name] = wider
-    cache["keys"][:, :, start:end], cache["values"][:, :, start:end] = key, value
-    cache["tokens"] = end
+    cache["tokens"] = end = start + key.shape[2]
+    for name, new in (("keys", key), ("values", value)):
+        cache[name] = grown(cache.get(name), start, new, dim=2)
     before = cache.get("mask")
     if mask is not None or before is not None:
         new = torch.ones_like(key[:, 0, :, 0], dtype=torch.bool) if mask is None else mask

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from everyformer.parts.growing import grown
 from everyformer.parts.mixers.base import Cache, Mixer
 from everyformer.parts.mixers.ssd import ShortConv
 
@@ -69,13 +70,10 @@ class Hyena(Mixer):
             return long_convolution(value, self.filter(tokens))
         start = cache.get("tokens", 0)
         cache["tokens"] = end = start + tokens
-        if start == 0 or end > cache["values"].shape[1]:
-            wider = value.new_empty(value.shape[0], 2 * end, self.dim)
-            if start:
-                wider[:, :start] = cache["values"][:, :start]
+        cache["values"] = room = grown(cache.get("values"), start, value, dim=1)
+        if start == 0 or cache["filter"].shape[0] < end:
             # Last distance first: the dot product with the values so far is then one with its end.
-            cache["values"], cache["filter"] = wider, self.filter(2 * end).flip(0).to(value.dtype)
-        cache["values"][:, start:end] = value
+            cache["filter"] = self.filter(room.shape[1]).flip(0).to(value.dtype)
         if tokens == 1:
             response = cache["filter"][cache["filter"].shape[0] - end :]
             return torch.einsum("btd,td->bd", cache["values"][:, :end], response).unsqueeze(1)

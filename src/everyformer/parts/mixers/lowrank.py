@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from everyformer.parts.mixers.base import Cache, Mixer, join_heads, split_heads
+from everyformer.parts.mixers.base import Cache, Mixer, in_order, join_heads, split_heads
 
 
 class LinformerAttention(Mixer):
@@ -170,9 +170,6 @@ def _by_place(
     key = places[:, :tokens].expand(len(value), -1, -1, -1)
     allowed = None if mask is None else mask[:, None, None]
     if causal and mask is not None:
-        order = torch.ones(tokens, tokens, dtype=torch.bool, device=value.device).tril()
-        # A token sees itself even where it is not real: a softmax over nothing is not a number.
-        allowed = (order & mask[:, None, None]) | torch.eye(tokens, dtype=torch.bool, device=value.device)
-        causal = False
+        allowed, causal = in_order(tokens, tokens, mask, value.device), False
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, is_causal=causal, scale=1.0)
     return join_heads(mixed)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from everyformer.parts.mixers.base import Cache, Mixer
+from everyformer.parts.mixers.base import Cache, Mixer, in_order
 from everyformer.parts.mixers.blocks import banded, cut
 
 
@@ -104,15 +104,11 @@ class StridedAttention(Mixer):
         causal = self.causal
         allowed = None
         if mask is not None or (not causal and tokens % self.stride):
-            allowed = cut(real, self.stride).transpose(1, 2)[:, :, None, None]
-            allowed = allowed.expand(x.shape[0], *allowed.shape[1:]).flatten(0, 1)
-            # A softmax over nothing is not a number, not even where its result is thrown away.
+            there = cut(real, self.stride).transpose(1, 2).expand(x.shape[0], -1, -1).flatten(0, 1)
             if causal:
-                itself = torch.eye(columns.shape[3], dtype=torch.bool, device=x.device)
-                allowed = (allowed & torch.ones_like(itself).tril()) | itself
-            else:
-                allowed = allowed | ~allowed.any(dim=-1, keepdim=True)
-            causal = False
+                allowed, causal = in_order(columns.shape[3], columns.shape[3], there, x.device), False
+            else:  # a softmax over nothing is not a number, not even where its result is thrown away
+                allowed = (there | ~there.any(dim=-1, keepdim=True))[:, None, None]
         far = F.scaled_dot_product_attention(columns[0], columns[1], columns[2], attn_mask=allowed, is_causal=causal)
         far = far.unflatten(0, (-1, self.stride)).permute(0, 3, 1, 2, 4).flatten(1, 2)[:, :tokens]
         return self.out(torch.cat([local, far], dim=2).flatten(2))  # type: ignore[no-any-return]
@@ -165,11 +161,9 @@ class LongformerAttention(Mixer):
         query = F.linear(x[:, :first], weights[0])
         key, value = F.linear(x, weights[1:].flatten(0, 1)).chunk(2, dim=-1)
         query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value))
-        allowed = real[:, None, : x.shape[1]]
-        if self.causal:
-            order = torch.ones(first, first, dtype=torch.bool, device=x.device).tril()
-            allowed = (allowed & order) | torch.eye(first, dtype=torch.bool, device=x.device)
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=allowed[:, None]).transpose(1, 2)
+        seen = real[:, : x.shape[1]]
+        allowed = in_order(first, first, seen, x.device) if self.causal else seen[:, None, None]
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=allowed).transpose(1, 2)
 
 
 def _copy_to_global(module: nn.Module, weights: dict[str, Any], prefix: str, *rest: Any) -> None:
