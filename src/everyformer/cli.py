@@ -290,48 +290,78 @@ def _print_plans(pairs: list[tuple[Paper, Claim]]) -> None:
 
 @app.command()
 def bench(
-    paper: Annotated[str, typer.Argument(help="A paper, or `mixers` for all token mixers.")],
+    paper: Annotated[
+        str, typer.Argument(help="A paper, or `mixers` for all token mixers, or `compress` for all compressors.")
+    ],
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes and few rounds.")] = False,
     device: Device = "cpu",
     peer: Annotated[Path | None, typer.Option(help="A Python file with peers(case_name) -> {name: callable}.")] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for results: benchmarks; for mixers the checkout's, or the cache.", file_okay=False),
+        typer.Option(
+            help="Folder for results: ./benchmarks; for mixers the checkout's, or the cache.", file_okay=False
+        ),
     ] = None,
     dim: Annotated[int | None, typer.Option(min=1, help="mixers: width of a token, 128 unless told.")] = None,
     heads: Annotated[int | None, typer.Option(min=1, help="mixers: heads, 4 unless told.")] = None,
     only: Annotated[str, typer.Option(help="mixers: these alone, separated by commas.")] = "",
+    speed: Annotated[bool, typer.Option(" /--no-speed", help="mixers: without time and memory.")] = True,
     tasks: Annotated[bool, typer.Option(" /--no-tasks", help="mixers: without the accuracy on tasks.")] = True,
 ) -> None:
     """Time a paper's parts side by side with its peers, in one run; ratios are recorded in OUT.
 
     `everyformer bench mixers` measures what `everyformer advise` goes by: time, memory and accuracy of token mixers.
-    What is measured already is kept, so that it can be interrupted and gone on with.
+
+    `everyformer bench compress` measures every compressor: size, memory, latency and quality before and after.
+
+    What these two have measured is kept, so that they can be interrupted and gone on with.
     """
+    if paper in ("mixers", "compress") and peer is not None:
+        raise ValueError(f"peer must not be given for {paper}: they are one another's peers")
     if paper == "mixers":
-        if peer is not None:
-            raise ValueError("peer must not be given for mixers: they are one another's peers")
-        return _bench_mixers(quick, device, out, {"dim": dim, "heads": heads}, only, tasks)
-    if dim is not None or heads is not None or only or not tasks:
-        raise ValueError(f"dim, heads, only and no-tasks are for `everyformer bench mixers`, got paper {paper!r}")
+        told = {"dim": dim, "heads": heads}
+        return _bench_mixers(quick, device, out, told, only, speed=speed, tasks=tasks)
+    if dim is not None or heads is not None or only or not speed or not tasks:
+        raise ValueError(
+            f"dim, heads, only, no-speed and no-tasks are for `everyformer bench mixers`, got paper {paper!r}"
+        )
+    if paper == "compress":
+        return _bench_compress(quick, device, out or Path("benchmarks"))
     _bench_paper(paper, quick, device, peer, out or Path("benchmarks"))
 
 
+def _bench_compress(quick: bool, device: str, out: Path) -> None:
+    from everyformer.lab import compress_bench, environment, runner
+
+    environment.check_device(device)
+    runner.check_writable(out)
+    rows: list[dict[str, Any]] = []
+
+    def note(row: dict[str, Any]) -> None:
+        rows.append(row)
+        console.print(f"[dim]·[/] {row['model']}, {row['method']}", highlight=False)
+
+    file = compress_bench.run(quick=quick, device=device, out=out, report=note)
+    console.print(compress_bench.rich_table(rows))
+    console.print(f"Recorded: {file}", highlight=False, soft_wrap=True)
+
+
 def _bench_mixers(
-    quick: bool, device: str, out: Path | None, width: dict[str, int | None], only: str, tasks: bool
+    quick: bool, device: str, out: Path | None, width: dict[str, int | None], only: str, *, speed: bool, tasks: bool
 ) -> None:
     import dataclasses
 
     from everyformer.lab import environment, mixer_bench, mixer_table, runner
 
+    if not speed and not tasks:
+        raise ValueError("no-speed and no-tasks must not both be given: nothing is left to measure")
     environment.check_device(device)
-    shipped = mixer_table.shipped_file()
-    file = out / "mixers.json" if out else shipped if shipped.parent.is_dir() else mixer_table.own_file()
+    file = out / "mixers.json" if out else mixer_table.file_to_fill()
     runner.check_writable(file.parent)
-    told = {name: value for name, value in width.items() if value is not None}
-    settings = dataclasses.replace(mixer_bench.QUICK if quick else mixer_bench.Settings(), **told)  # type: ignore[arg-type]
-    if not tasks:
-        settings = dataclasses.replace(settings, scale=None)
+    told: dict[str, Any] = {name: value for name, value in width.items() if value is not None}
+    if not speed:
+        told["lengths"] = ()
+    settings = dataclasses.replace(mixer_bench.QUICK if quick else mixer_bench.Settings(), tasks=tasks, **told)
     names = tuple(part.strip() for part in only.split(",") if part.strip())
     found = mixer_bench.measure(
         file,

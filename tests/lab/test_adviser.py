@@ -21,7 +21,7 @@ def table(**changed):
     linear = [row("linear", causal, n, 5e-6 * n, 1e3 * n) for n in LENGTHS for causal in (False, True)]
     slower = [row("fnet", False, n, 9e-6 * n, 9e3 * n) for n in LENGTHS]
     right = [
-        Accuracy(mixer, task, share, 10.0, 1.0, 100)
+        Accuracy(mixer, task, 64, share, 10.0, 1.0, 100)
         for mixer, share in (("full", 100.0), ("linear", 55.0), ("fnet", 40.0))
         for task in ("recall", "listops", "chars", "pixels")
         if (mixer, task) != ("fnet", "chars")
@@ -173,11 +173,10 @@ def test_wishes_that_cannot_be_are_refused(given, message):
 
 
 def test_the_import_line_makes_the_mixer():
-    import everyformer
-
     for name in ("full", "mlp_mixer"):
         line = adviser_display.import_line(mixers.cards()[name], table(), Wish(64))
-        made = eval(line, {"everyformer": everyformer})
+        exec(line, names := {})
+        made = names["mixer"]
         assert made.dim == 128 and made.heads == 4 and isinstance(made, mixers.cards()[name].kind)
 
 
@@ -210,3 +209,11 @@ def test_without_accuracies_memory_is_drawn():
     advice = adviser.advise(bare, Wish(1024))
     assert adviser_display.plot(advice, Wish(1024), bare).axes[0].get_ylabel() == "memory, MB"
     assert advice[0].card.name == "linear" and math.isfinite(advice[0].seconds.value)
+
+
+def test_a_table_without_accuracy_gets_that_of_another():
+    timed, scored = table(device="this", accuracy=[]), table(device="another")
+    found, here = adviser.choose([timed, table(scale="smoke"), scored], device="this", kind="cpu")
+    assert here and found.device == "this" and found.accuracy == scored.accuracy
+    assert adviser.usable([dataclasses.replace(scored, speed=[]), timed])[0].accuracy == scored.accuracy
+    assert adviser.usable([timed])[0].accuracy == []

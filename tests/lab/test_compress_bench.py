@@ -20,6 +20,10 @@ def test_before_and_after_tell_what_shrank():
     before, after = nn.Sequential(block(), block()), nn.Sequential(block(), block())
     costs = bench.before_after(before, quantise.nvfp4_weights(after), torch.randn(4, 64), lambda model: 1.0, rounds=1)
     assert costs["after"].file_bytes < 0.3 * costs["before"].file_bytes
+    assert (
+        costs["before"].held_bytes == 4 * 2 * (64 * 64 + 64)
+        and costs["after"].held_bytes < 0.3 * costs["before"].held_bytes
+    )
     assert costs["after"].parameters == costs["before"].parameters == 2 * (64 * 64 + 64)
     assert costs["before"].peak_bytes >= 4 * 64 * 4 and costs["before"].seconds > 0
     smaller = bench.before_after(
@@ -37,10 +41,9 @@ def test_the_table_is_written_row_by_row_and_goes_on_where_it_was(tmp_path, monk
         ("digits", "half of the heads"),
         ("digits", "merged tokens"),
     ]
+    names = {"file_bytes", "held_bytes", "parameters", "peak_bytes", "seconds", "quality"}
     for row in rows:
-        assert (
-            set(row["before"]) == set(row["after"]) == {"file_bytes", "parameters", "peak_bytes", "seconds", "quality"}
-        )
+        assert set(row["before"]) == set(row["after"]) == names
     assert rows[0]["after"]["file_bytes"] < rows[0]["before"]["file_bytes"]
     assert rows[2]["after"]["file_bytes"] == rows[2]["before"]["file_bytes"]
     content = json.loads(path.read_text())

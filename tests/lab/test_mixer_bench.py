@@ -7,9 +7,9 @@ import torch
 from everyformer import mixers
 from everyformer.lab import data, environment, mixer_bench, mixer_table
 from everyformer.lab.mixer_bench import QUICK, Settings
-from everyformer.lab.mixer_table import Speed, Table
+from everyformer.lab.mixer_table import Accuracy, Speed, Table
 
-SPEED_ONLY = dataclasses.replace(QUICK, scale=None)
+SPEED_ONLY = dataclasses.replace(QUICK, tasks=False)
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +111,30 @@ def test_tables_of_other_machines_and_widths_stay(tmp_path):
     assert found[1].speed == [Speed("full", True, 8, 1.0)]
 
 
+def test_rows_that_another_process_has_written_stay(tmp_path):
+    file = tmp_path / "mixers.json"
+    scored = Accuracy("full", "recall", 8, 90.0, 10.0, 1.0, 100)
+    mixer_table.save(table(speed=[Speed("full", True, 8, 1.0)], accuracy=[scored]), file)
+    mixer_table.save(table(speed=[Speed("full", True, 8, 2.0), Speed("full", True, 16, 3.0)]), file)
+    (found,) = mixer_table.load([file])
+    assert [row.forward for row in found.speed] == [2.0, 3.0] and found.accuracy == [scored]
+
+
+def test_the_shipped_file_is_found_in_a_checkout_and_in_a_wheel(tmp_path, monkeypatch):
+    assert mixer_table.shipped_file().parent.name == "benchmarks"
+    assert mixer_table.file_to_fill() == mixer_table.shipped_file()
+    monkeypatch.setattr(mixer_table, "_checkout", lambda: tmp_path / "nowhere")
+    monkeypatch.setattr(mixer_table, "own_file", lambda: tmp_path / "mixers.json")
+    assert mixer_table.shipped_file().parts[-3:] == ("everyformer", "_benchmarks", "mixers.json")
+    assert mixer_table.file_to_fill() == tmp_path / "mixers.json"
+
+
+def test_weights_count_as_memory():
+    assert Speed("full", True, 8, 1.0, memory=10.0, training_memory=30.0, weights=5.0).bytes("forward") == 15.0
+    assert Speed("full", True, 8, 1.0, memory=10.0, training_memory=30.0, weights=5.0).bytes("training") == 35.0
+    assert Speed("full", True, 8, weights=5.0).bytes("forward") is None
+
+
 def test_of_two_files_the_first_counts(tmp_path):
     mixer_table.save(table(commit="own"), tmp_path / "own.json")
     mixer_table.save(table(commit="shipped"), tmp_path / "shipped.json")
@@ -133,6 +157,7 @@ def test_a_file_that_holds_no_table_is_named(tmp_path, content):
         (lambda file: mixer_bench.measure(file, device="cud"), "device must be one of cpu"),
         (lambda file: mixer_bench.measure(file, settings=Settings(dim=30)), "dim must be a multiple of heads"),
         (lambda file: Settings(lengths=(512, 256)), "lengths must be rising"),
+        (lambda file: Settings(lengths=(), tasks=False), "nothing is left to measure"),
         (lambda file: Settings(rounds=0), "rounds must be above 0, got 0"),
     ],
 )

@@ -89,3 +89,9 @@ def test_a_perfect_answer_scores_a_hundred():
             return 100.0 * answers
 
     assert mixing_tasks.score(Knows(1, 1), given, 64)["accuracy"] == 100
+
+
+def test_a_change_of_any_mixer_is_another_training():
+    names = [module.__name__ for module in mixing_tasks._code("retention")]
+    assert {"everyformer.parts.mixers.retention", "everyformer.parts.mixers.ssd", mixing_tasks.__name__} <= set(names)
+    assert "everyformer.papers.sla.layer" in [module.__name__ for module in mixing_tasks._code("sla")]

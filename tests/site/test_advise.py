@@ -17,7 +17,7 @@ def table(**changed):
         for n in (256, 1024, 4096)
         for causal in (False, True)
     ]
-    right = [Accuracy(name, "recall", share, 10.0, 1.0, 100) for name, share in (("full", 100.0), ("linear", 55.0))]
+    right = [Accuracy(name, "recall", 64, share, 10.0, 1.0, 100) for name, share in (("full", 100.0), ("linear", 55.0))]
     facts = {
         "device": "CPU <of the tests>", "kind": "cpu", "dim": 128, "heads": 4, "scale": "cpu", "versions": {},
         "commit": "", "created": "", "speed": speed, "accuracy": right,
@@ -44,7 +44,10 @@ def test_the_form_is_answered_with_a_table_in_order(measured):
     full = next(row for row in rows if "<code>full</code>" in row)
     assert "168 ms" in full and "too slow" in full
     said = html.unescape(answer.text)
-    assert 'First choice: everyformer.mixers.create("linear", dim=128, heads=4, causal=True)' in said
+    assert (
+        'First choice: from everyformer import mixers; mixer = mixers.create("linear", dim=128, heads=4, causal=True)'
+        in said
+    )
     assert "Predictions miss measured times by" in said
     assert "everyformer advise --tokens 4096 --latency 50ms --causal --device cpu --dim 128 --heads 4" in said
     assert "CPU <of" not in answer.text and "CPU &lt;of the tests&gt;" in answer.text

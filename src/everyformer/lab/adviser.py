@@ -116,7 +116,7 @@ def choose(
     Raises:
         ValueError: nothing of this kind or width was measured; the message names the command that measures.
     """
-    whole = [table for table in tables if table.scale != "smoke" and table.speed]
+    whole = usable(tables)
     of_kind = [table for table in whole if table.kind == kind]
     width = "".join(f" --{name} {value}" for name, value in (("dim", dim), ("heads", heads)) if value is not None)
     command = f"{MEASURE} --device {kind}{width}"
@@ -127,6 +127,20 @@ def choose(
         raise ValueError(f"{known} was measured on {kind}; measure here with: {command}")
     here = [table for table in fit if table.device == device]
     return (here or fit)[0], bool(here)
+
+
+def usable(tables: Iterable[Table]) -> list[Table]:
+    """The tables of full size with times; those without accuracy get another's, which asks for no machine or width.
+
+    The networks of the tasks are of one size, whatever the width of what is timed.
+    """
+    whole = [table for table in tables if table.scale != "smoke"]
+    scored = max(whole, key=lambda table: len(table.accuracy), default=None)
+    return [
+        dataclasses.replace(table, accuracy=scored.accuracy) if scored and not table.accuracy else table
+        for table in whole
+        if table.speed
+    ]
 
 
 def predict(points: Sequence[tuple[int, float]], length: int, growth: float) -> Predicted:

@@ -19,17 +19,18 @@ def import_line(card: mixers.Card, table: Table, wish: Wish) -> str:
     """What to write to have it."""
     length = f", length={wish.tokens}" if not card.any_length else ""
     return (
-        f'everyformer.mixers.create("{card.name}", dim={table.dim}, heads={table.heads}, causal={wish.causal}{length})'
+        f'from everyformer import mixers; mixer = mixers.create("{card.name}", dim={table.dim}, heads={table.heads}, '
+        f"causal={wish.causal}{length})"
     )
 
 
-def facts(card: mixers.Card) -> str:
+def facts(card: mixers.Card) -> list[str]:
     """The card in words."""
     said = [f"time {card.time}", f"memory {card.memory}"]
     said += ["keeps a cache"] if card.cache else []
     said += [] if card.any_length else ["one length"]
     said += ["takes trained attention weights"] if card.pretrained else []
-    return ", ".join(said)
+    return said
 
 
 def figure_of(predicted: Predicted | None, kind: str) -> str:
@@ -79,7 +80,7 @@ def rich_table(advice: Sequence[Advice], wish: Wish, table: Table) -> RichTable:
         shown.add_row(
             "*" if one.best else "", one.card.name, figure_of(one.seconds, "seconds"), figure_of(one.bytes, "bytes"),
             *(f"{one.accuracies[task]:.0f}" if task in one.accuracies else "–" for task in tasks),
-            facts(one.card), ", ".join(one.against), style="dim" if one.against else "",
+            ", ".join(facts(one.card)), ", ".join(one.against), style="dim" if one.against else "",
         )  # fmt: skip
     return shown
 
@@ -108,6 +109,11 @@ def notes(advice: Sequence[Advice], wish: Wish, table: Table, elsewhere: str = "
     if any(one.extrapolated for one in advice):
         said.append("~ extrapolated: the length was not measured, nor a shorter and a longer one")
     said.append(errors_in_words(left_out(table, wish.step)))
+    if lengths := [row.length for row in table.accuracy]:
+        said.append(
+            f"Accuracy is of small networks, trained alike on {min(lengths)} to {max(lengths)} tokens whatever the length "
+            "asked for"
+        )
     first = advice[0] if advice and not advice[0].against else None
     said.append(f"First choice: {import_line(first.card, table, wish)}" if first else "None fits.")
     return said
@@ -140,6 +146,7 @@ def plot(advice: Sequence[Advice], wish: Wish, table: Table) -> Figure:
         ValueError: nothing to draw.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     by_quality = any(one.quality is not None for one in advice)
     points: list[tuple[Advice, float, float]] = []
@@ -162,22 +169,44 @@ def plot(advice: Sequence[Advice], wish: Wish, table: Table) -> Figure:
                 )  # fmt: skip
     front = sorted((x, y) for one, x, y in points if one.best)
     axis.plot([x for x, _ in front], [y for _, y in front], color="#d55e00", linewidth=1.2, label="none is better")
-    for index, (one, x, y) in enumerate(sorted(points, key=lambda point: point[2])):
-        # Neighbours in height take turns left and right, so that fewer names lie on one another.
-        side = (6, "left") if index % 2 == 0 else (-6, "right")
-        axis.annotate(one.card.name, (x, y), (side[0], 2), textcoords="offset points", fontsize=8, ha=side[1])
     if wish.latency is not None:
         axis.axvline(1e3 * wish.latency, color="#8c8c8c", linestyle=":", linewidth=1)
     axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter("{x:g}")
-    axis.xaxis.set_minor_formatter("{x:g}")
-    axis.margins(x=0.12)
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.margins(x=0.12, y=0.08)
     axis.set_xlabel(f"{wish.step} at {wish.tokens:,} tokens, ms")
     axis.set_ylabel("from chance (0) to all right (100), mean of the tasks" if by_quality else "memory, MB")
     axis.set_title(f"{'causal' if wish.causal else 'seeing all'} mixers, dim {table.dim}\n{table.device}", fontsize=10)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
+    _name_points(figure, [(one.card.name, x, y) for one, x, y in points])
     return figure
+
+
+def _name_points(figure: Figure, points: list[tuple[str, float, float]]) -> None:
+    """Write each name by its point, within the frame, where it covers the fewest points and names written before it."""
+    figure.draw_without_rendering()
+    axis = figure.axes[0]
+    unit = figure.dpi / 72
+    places = [tuple(map(float, axis.transData.transform((x, y)))) for _, x, y in points]
+    taken = [(left - 3 * unit, low - 3 * unit, left + 3 * unit, low + 3 * unit) for left, low in places]
+    frame = axis.get_window_extent()
+    ways = [(right, up) for up in (-3, 5, -11) for right in (6, -6)] + [(0, 6), (0, -12)]
+    for (name, x, y), (left, low) in sorted(zip(points, places, strict=True), key=lambda pair: pair[1]):
+        wide = 4.6 * unit * len(name)  # of the letters at this size, about
+        found = []
+        for right, up in ways:
+            side = "left" if right > 0 else "right" if right < 0 else "center"
+            start = left + right * unit - {"left": 0.0, "center": wide / 2, "right": wide}[side]
+            box = (start, low + (up - 1) * unit, start + wide, low + (up + 8) * unit)
+            hits = sum(a[0] < box[2] and box[0] < a[2] and a[1] < box[3] and box[1] < a[3] for a in taken)
+            hits += len(taken) * (start < frame.x0 or start + wide > frame.x1)
+            found.append((hits, (right, up), side, box))
+        _, offset, side, box = min(found, key=lambda place: place[0])
+        taken.append(box)
+        axis.annotate(name, (x, y), offset, textcoords="offset points", fontsize=8, ha=side)
 
 
 def save_plot(advice: Sequence[Advice], wish: Wish, table: Table, file: Path) -> Path:

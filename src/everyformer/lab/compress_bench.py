@@ -10,7 +10,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +23,22 @@ from everyformer.lab.compress_subjects import Steps, Subject, logits_of, plain, 
 from everyformer.lab.environment import describe
 from everyformer.parts.compress import quantise, storage
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a model costs: bytes of its file, numbers, peak bytes and seconds of a pass, and per cent right."""
+    """What a model costs, and what it is worth.
+
+    Attributes:
+        file_bytes, held_bytes: of its file, and of its tensors in memory.
+        peak_bytes, seconds: of a pass, the bytes beyond what is held.
+        quality: per cent right.
+    """
 
     file_bytes: int
+    held_bytes: int
     parameters: int
     peak_bytes: int
     seconds: float
@@ -67,7 +77,8 @@ def before_after(
     times = measure.side_by_side(runs, rounds=rounds, device=device)
     return {
         name: Cost(
-            len(storage.to_bytes(model)), count_numbers(model), measure.peak_extra_bytes(runs[name], device),
+            len(storage.to_bytes(model)), storage.held_bytes(model), count_numbers(model),
+            measure.peak_extra_bytes(runs[name], device),
             measure.median(times[name]), quality(model),
         )
         for name, model in models.items()
@@ -104,15 +115,15 @@ def run(
         quick: tiny models and few rounds.
         updates: training steps after what removes weights.
         report: called with each row, those from an earlier run included.
-    """
 
+    Raises:
+        ValueError: the file is there and holds no table.
+    """
     scale: Scale = "smoke" if quick else "cpu"
     path = out / "compress.json"
     settings = {"quick": quick, "updates": updates, **describe(device)}
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    rows = found["rows"] if found.get("settings") == json.loads(json.dumps(settings)) else []
-    known = {(row["model"], row["method"]): row for row in rows}
-    rows = []
+    known = _known(path, settings)
+    rows: list[dict[str, Any]] = []
     for name in ("characters", "digits"):
         whole: Subject | None = None
         for method, steps in TABLE.items():
@@ -131,6 +142,42 @@ def run(
             write_atomic(path, json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
             report(row)
     return path
+
+
+def _known(path: Path, settings: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    """Rows by model and method that an earlier run with the same settings, machine and versions has left."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        rows = found["rows"] if found["settings"] == json.loads(json.dumps(settings)) else []
+        return {(row["model"], row["method"]): row for row in rows}
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} holds no table of compressors: {error!r}") from error
+
+
+def rich_table(rows: list[dict[str, Any]]) -> Table:
+    """The table at the terminal: what a model was, and what it became."""
+    from rich.table import Table
+
+    shown = Table(title="Compressed models, before → after", title_justify="left")
+    for name in (
+        "Model",
+        "Method",
+        "File (kB)",
+        "Weights in memory (kB)",
+        "Peak of a pass (kB)",
+        "Pass (ms)",
+        "Right (%)",
+    ):
+        shown.add_column(name)
+    for row in rows:
+        before, after = row["before"], row["after"]
+        figures = (("file_bytes", 1e3), ("held_bytes", 1e3), ("peak_bytes", 1e3), ("seconds", 1e-3), ("quality", 1.0))
+        shown.add_row(
+            row["model"], row["method"], *(f"{before[key] / unit:.4g} → {after[key] / unit:.4g}" for key, unit in figures)
+        )  # fmt: skip
+    return shown
 
 
 def _row(whole: Subject, steps: Steps, updates: int, quick: bool, device: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from everyformer import compressors
 from everyformer.catalog import Scale
 from everyformer.lab import data, text, train
 from everyformer.lab.pretrained import load_or_train
@@ -249,8 +250,6 @@ def _digits(scale: Scale, seed: int, device: str) -> Subject:
 
 def _trained(steps: Steps) -> list[Any]:
     """Those that come before training on."""
-    from everyformer import compressors
-
     cards = compressors.cards()
     return [step for step in plain(steps) if cards[step[0]].stage not in ("bits", "tokens")]
 

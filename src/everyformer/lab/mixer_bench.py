@@ -27,8 +27,10 @@ class Settings:
     """What is measured, and where a mixer is stopped.
 
     Attributes:
+        lengths: at which time and memory are taken; empty for neither.
         seconds, bytes: most that a training step may be expected to take.
-        scale: of the tasks; none for no accuracy.
+        scale: of the tasks, and of the table; what is measured at ``smoke`` is never advised by.
+        tasks: whether accuracy is measured too.
     """
 
     dim: int = 128
@@ -37,11 +39,14 @@ class Settings:
     rounds: int = 9
     seconds: float = 10.0
     bytes: float = 4 * 2.0**30
-    scale: Scale | None = "cpu"
+    scale: Scale = "cpu"
+    tasks: bool = True
 
     def __post_init__(self) -> None:
-        if not self.lengths or min(self.lengths) < 1 or list(self.lengths) != sorted(set(self.lengths)):
+        if min(self.lengths, default=1) < 1 or list(self.lengths) != sorted(set(self.lengths)):
             raise ValueError(f"lengths must be rising and at least 1, got {self.lengths}")
+        if not self.lengths and not self.tasks:
+            raise ValueError("lengths must not be empty where there are no tasks: nothing is left to measure")
         for name in ("rounds", "seconds", "bytes"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
@@ -75,7 +80,7 @@ def measure(
     environment.check_device(device)
     table = _table(file, settings, device)
     ways = [(name, causal) for name, card in cards.items() for causal in (False, True) if can(card, causal)]
-    tasks = [(name, task) for name in cards for task in mixing_samples.NAMES] if settings.scale else []
+    tasks = [(name, task) for name in cards for task in mixing_samples.NAMES] if settings.tasks else []
     for name, causal in _shown(ways, "time and memory"):
         known = {row.length for row in table.speed if (row.mixer, row.causal) == (name, causal)}
         if set(settings.lengths) - known:
@@ -86,7 +91,6 @@ def measure(
     for name, task in _shown(tasks, "accuracy"):
         if any((row.mixer, row.task) == (name, task) for row in table.accuracy):
             continue
-        assert settings.scale is not None
         given = mixing_tasks.task(task, settings.scale)
         if mixing_tasks.fits(name, given):
             progress(f"{name}, {given.title}")
@@ -104,7 +108,7 @@ def _table(file: Path, settings: Settings, device: str) -> Table:
     created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     described = environment.describe(device)
     new = Table(
-        kind=device.partition(":")[0], dim=settings.dim, heads=settings.heads, scale=settings.scale or "cpu",
+        kind=device.partition(":")[0], dim=settings.dim, heads=settings.heads, scale=settings.scale,
         created=created, **described,
     )  # fmt: skip
     return next((known for known in load([file]) if known.identity == new.identity), new)
@@ -191,6 +195,7 @@ def _measured(name: str, causal: bool, length: int, settings: Settings, device: 
     return Speed(
         name, causal, length, median(times["forward"]), median(times["training"]), token,
         float(peak_extra_bytes(forward, device)), float(peak_extra_bytes(training, device)),
+        float(sum(weight.nbytes for weight in mixer.parameters())),
     )  # fmt: skip
 
 
@@ -206,7 +211,9 @@ def accuracy(name: str, given: mixing_samples.Task, scale: Scale, *, seed: int, 
     """A mixer's network on a task, trained or from the cache."""
     model = mixing_tasks.trained(name, given.name, scale, seed=seed, device=device).to(device)
     found = mixing_tasks.score(model, given, mixing_tasks.SIZES[scale].tested)
-    return Accuracy(name, given.name, found["accuracy"], given.chance, found["loss"], count_parameters(model))
+    return Accuracy(
+        name, given.name, given.length, found["accuracy"], given.chance, found["loss"], count_parameters(model)
+    )
 
 
 def _shown(cells: list[Any], what: str) -> Iterator[Any]:

@@ -22,6 +22,7 @@ class Speed:
         forward, training: seconds of a forward pass, and of one with its backward pass; none where it was not run.
         token: seconds for the token after ``length`` others, where a cache can be kept.
         memory, training_memory: peak bytes beyond weights and input.
+        weights: bytes of the weights, which of some mixers grow with the length.
         stopped: why it was not run at this length and longer ones.
     """
 
@@ -33,6 +34,7 @@ class Speed:
     token: float | None = None
     memory: float | None = None
     training_memory: float | None = None
+    weights: float = 0.0
     stopped: str = ""
 
     def seconds(self, step: Step) -> float | None:
@@ -40,16 +42,18 @@ class Speed:
         return {"forward": self.forward, "training": self.training, "token": self.token}[step]
 
     def bytes(self, step: Step) -> float | None:
-        """The memory of a step; that of a token is not told apart from that of a pass."""
-        return self.training_memory if step == "training" else self.memory
+        """The memory of a step with the weights; that of a token is not told apart from that of a pass."""
+        peak = self.training_memory if step == "training" else self.memory
+        return None if peak is None else peak + self.weights
 
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy:
-    """A small network of one mixer on one task: per cent right, by chance too, and the loss in nats."""
+    """A small network of one mixer on one task of ``length`` tokens: per cent right, by chance too, and nats of loss."""
 
     mixer: str
     task: str
+    length: int
     accuracy: float
     chance: float
     loss: float
@@ -92,8 +96,17 @@ def own_file() -> Path:
 
 def shipped_file() -> Path:
     """The measurements that come with the library: the checkout's, or the copy in the wheel."""
-    checkout = Path(__file__).parents[3] / "benchmarks"
+    checkout = _checkout()
     return (checkout if checkout.is_dir() else Path(__file__).parents[1] / "_benchmarks") / "mixers.json"
+
+
+def file_to_fill() -> Path:
+    """Where to write measurements unless told: in a checkout what is shipped from it, else the user's own file."""
+    return shipped_file() if _checkout().is_dir() else own_file()
+
+
+def _checkout() -> Path:
+    return Path(__file__).parents[3] / "benchmarks"
 
 
 def load(files: Iterable[Path] | None = None) -> list[Table]:
@@ -116,7 +129,15 @@ def load(files: Iterable[Path] | None = None) -> list[Table]:
 
 
 def save(table: Table, file: Path) -> Path:
-    """Put a table into a file in place of the one of this machine and width; others stay."""
-    others = [other for other in load([file]) if other.identity != table.identity]
-    content = {"tables": [dataclasses.asdict(one) for one in (*others, table)]}
+    """Put a table into a file; other tables stay, and of this one the rows that another process has put there."""
+    tables = load([file])
+    others = [other for other in tables if other.identity != table.identity]
+    whole = dataclasses.replace(table, speed=[*table.speed], accuracy=[*table.accuracy])
+    for before in tables:
+        if before.identity == table.identity:
+            known = {(row.mixer, row.causal, row.length) for row in table.speed}
+            whole.speed += [row for row in before.speed if (row.mixer, row.causal, row.length) not in known]
+            scored = {(row.mixer, row.task) for row in table.accuracy}
+            whole.accuracy += [row for row in before.accuracy if (row.mixer, row.task) not in scored]
+    content = {"tables": [dataclasses.asdict(one) for one in (*others, whole)]}
     return write_atomic(file, json.dumps(content, indent=1) + "\n")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
+import pkgutil
 import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,6 +22,7 @@ from everyformer.lab import data, mixing_samples, text, train
 from everyformer.lab.measure import count_parameters
 from everyformer.lab.mixing_samples import NAMES, NOTHING, Batch, Name, Task, chars, listops, pixels, recall
 from everyformer.lab.pretrained import load_or_train
+from everyformer.parts import mixers as parts
 
 TEST_SEED = 20_000_000  # of the samples that are tested on; no training draws from it
 
@@ -41,7 +45,7 @@ SIZES: dict[Scale, Size] = {
         16, 2, 2, 16, 64, dict.fromkeys(NAMES, 10), {"recall": 32, "listops": 32, "chars": 32, "pixels": 49}
     ),
     "cpu": Size(
-        64, 2, 4, 16, 1024, {"recall": 1000, "listops": 600, "chars": 600, "pixels": 600},
+        64, 2, 4, 16, 1024, {"recall": 1000, "listops": 500, "chars": 600, "pixels": 500},
         {"recall": 64, "listops": 128, "chars": 128, "pixels": 196},
     ),
     "paper": Size(
@@ -229,7 +233,10 @@ def trained(
     return model
 
 
-def _code(mixer: str) -> list[Any]:
-    kind = mixers.cards()[mixer].kind
-    own = {sys.modules[base.__module__] for base in kind.__mro__ if base.__module__.startswith("everyformer.")}
-    return [sys.modules[__name__], mixing_samples, *sorted(own, key=lambda module: module.__name__)]
+def _code(mixer: str) -> list[ModuleType]:
+    """What settles a training: this file, the samples, all of the mixers, and what a paper's own mixer is made of."""
+    own = sys.modules[mixers.cards()[mixer].kind.__module__]
+    names = {str(getattr(used, "__module__", "")) for used in vars(own).values()}
+    names = {name for name in (*names, own.__name__) if name.startswith("everyformer.")}
+    names |= {f"{parts.__name__}.{found.name}" for found in pkgutil.iter_modules(parts.__path__)}
+    return [sys.modules[__name__], mixing_samples, *map(importlib.import_module, sorted(names))]

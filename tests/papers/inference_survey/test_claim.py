@@ -21,6 +21,7 @@ def test_every_scheme_is_a_point_and_the_small_model_is_as_small(tmp_path):
     found = run("compression", tmp_path)
     assert found.method > 0 and found.baseline > 0
     assert found.extras["size (%), smaller model"] <= 60
+    assert found.extras["rate, smaller model"] in claim.SMALL_RATES
     sizes = {name: value for name, value in found.extras.items() if name.startswith("size (%), characters")}
     assert len(sizes) == 14 and all(0 < value <= 100 for value in sizes.values())
     assert [panel.title for panel in found.series] == ["Size and quality, characters", "Size and quality, digits"]
@@ -29,7 +30,7 @@ def test_every_scheme_is_a_point_and_the_small_model_is_as_small(tmp_path):
 
 def test_the_smaller_model_has_no_more_bytes_and_as_many_steps(tmp_path):
     job = Job("smoke", 0, "cpu", tmp_path)
-    small = claim._smaller(job, 80_000)
+    small = claim._smaller(job, 80_000, 1e-3)
     assert len(storage.to_bytes(small)) <= 80_000 < claim._file(small.config.hidden_size + 4, (2, 2))
     assert claim.PRETRAINING["smoke"] == 20  # what text.pretrained does at this scale
 

@@ -34,7 +34,8 @@ PAPER = Paper(
             paper_baseline=None,
             setting=(
                 "a survey: no figure of its own; here the next bytes of plays that a LLaMA of bytes names, the method of "
-                "fourteen that is best on other plays at a quarter of the file; all of them, and a ViT on digits, as extras"
+                "fourteen that is best on other plays at a quarter of the file; the small one's rate is the best of two there; "
+                "all of them, and a ViT on digits, as extras"
             ),
             method="compressed",
             baseline="trained small",

@@ -22,6 +22,11 @@ def to_bytes(model: nn.Module) -> bytes:
     return save({part: tensor for name, whole, low in _leaves(model) for part, tensor in _packed(name, whole, low)})
 
 
+def held_bytes(model: nn.Module) -> int:
+    """What the model's tensors take in memory, shared ones once."""
+    return sum(_bytes(whole) for _, whole, _ in _leaves(model))
+
+
 def load(model: nn.Module, path: str | Path) -> nn.Module:
     """Fill a model, compressed in the same way before, from a file of :func:`to_bytes`; returns it.
 

@@ -42,7 +42,7 @@ class Answer:
 def tables(site: Site) -> list[Table]:
     """What was measured at full size, as it was a minute ago at most."""
     found: list[Table] = site.remembered("mixers", TABLES_SECONDS, mixer_table.load)
-    return [table for table in found if table.scale != "smoke" and table.speed]
+    return adviser.usable(found)
 
 
 def answer(known: list[Table], fields: Mapping[str, str]) -> Answer:
