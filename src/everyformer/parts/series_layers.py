@@ -62,7 +62,7 @@ class EncoderLayer(nn.Module):
         dim: width of a token, a multiple of ``heads``.
         heads: attention heads.
         ff: width of the feed-forward part.
-        attention: name or callable, see :mod:`.attention`.
+        attention: name or callable, see :mod:`.series_attention`.
         dropout: on attention weights, on both branches and inside the feed-forward part.
         activation: ``"gelu"`` or ``"relu"``.
     """
@@ -177,7 +177,7 @@ class TimeEmbedding(nn.Module):
             x = x + self.position[: series.shape[1]].to(series.dtype)
         if self.calendar is not None and marks is not None:
             x = x + self.calendar(marks.to(series.dtype))
-        return dropout(x, self.dropout, self.training)
+        return F.dropout(x, self.dropout, self.training)
 
 
 class DecoderLayer(nn.Module):

@@ -21,10 +21,9 @@ from everyformer.parts.series_layers import (
 class VanillaTransformer(nn.Module):
     """An encoder-decoder transformer with one token per time step, as in thuml/Time-Series-Library.
 
-    Circular convolution of width 3, calendar and sinusoidal position codes, post-norm
-    layers; the decoder starts from the last ``label`` observations followed by zeros for the horizon. The encoder's
-    attention is swappable, the decoder's is full and causal. ``normalise`` (theirs has none) adds the
-    instance normalisation of later forecasters.
+    Circular convolution of width 3, calendar and sinusoidal position codes, post-norm layers; the decoder starts from
+    the last ``label`` observations followed by zeros for the horizon. The encoder's attention is swappable, the
+    decoder's is full and causal. ``normalise`` (theirs has none) adds the instance normalisation of later forecasters.
 
     Args:
         lookback: steps of history.

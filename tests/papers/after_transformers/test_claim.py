@@ -49,6 +49,19 @@ def test_what_recurrent_mixers_keep_does_not_grow_and_what_attention_keeps_does(
     assert found.method == max(found.extras[f"growth of the time, {name}"] for name in claim.RECURRENT)
 
 
+def test_tokens_are_written_after_the_same_ones_every_time():
+    seen = []
+    mixer = claim.FullAttention(8, heads=2, causal=True).eval()
+    mixer.register_forward_hook(lambda _, args, given, out: seen.append(given["cache"]["tokens"]), with_kwargs=True)
+    with torch.no_grad():
+        cache = {}
+        mixer(torch.randn(1, 6, 8), cache=cache)
+        write = claim._writing(mixer, torch.randn(1, 1, 8), cache, 3)
+        write()
+        write()
+    assert seen == [6, 7, 8, 9, 10, 8, 9, 10]
+
+
 def test_connections_leave_nothing_and_gates_a_lot(tmp_path):
     found = run("duality", tmp_path)
     assert found.method < 1e-12 and found.baseline > 0.1

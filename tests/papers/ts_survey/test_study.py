@@ -103,6 +103,41 @@ def test_the_control_of_decomposition_shares_its_trainings(monkeypatch, tmp_path
     assert claim.horizon(job).extras == first.extras
 
 
+def test_another_set_stands_beside_the_table(monkeypatch, tmp_path):
+    monkeypatch.setattr(claim, "BUDGETS", {"smoke": WAVES})
+    monkeypatch.setattr(claim, "BESIDE", {"smoke": ("tides",)})
+    extras = claim.decomposition(Job("smoke", 0, "cpu", tmp_path)).extras
+    gains = []
+    for model in claim.SEPARATED["smoke"]:
+        errors = [extras[f"tides: MSE, {model}, {variant}, horizon 24"] for variant in ("with", "without")]
+        gains.append(1 - errors[0] / errors[1])
+    assert extras["tides: mean promotion (%), with, 24"] == pytest.approx(50 * sum(gains))
+    assert {f"tides: MSE, {name}, horizon 24" for name in ("last value", "last day", "dlinear")} <= set(extras)
+
+
+@pytest.mark.parametrize("wild", [False, True])
+def test_depth_is_three_layers_beside_the_most_and_diverging_costs_twice(monkeypatch, tmp_path, wild):
+    monkeypatch.setattr(claim, "BUDGETS", {"smoke": WAVES})
+    monkeypatch.setattr(claim, "DEEPENED_ON", {"smoke": "waves"})
+    scored = claim.study
+
+    def diverging(*args, **options):
+        found = scored(*args, **options)
+        deep = [row.layers == 4 and wild for row in found.rows]
+        rows = [
+            dataclasses.replace(row, mse=float("nan")) if bad else row
+            for row, bad in zip(found.rows, deep, strict=True)
+        ]
+        return dataclasses.replace(found, rows=tuple(rows))
+
+    monkeypatch.setattr(claim, "study", diverging)
+    found = claim.size(Job("smoke", 0, "cpu", tmp_path))
+    ratios = [found.extras[f"MSE with 4 layers / with 3, {name}"] for name in claim.DEEPENED]
+    assert found.method == sorted(ratios)[2] and found.baseline == 1
+    assert (ratios == [2.0] * 5) == wild
+    assert len(found.series[1].lines) == len(claim.DEEPENED)
+
+
 def test_the_catalogue_filters_and_knows_what_is_here():
     assert {entry.here for entry in catalogue(here=True)} == set(MODELS)
     quick = catalogue("series", cost="L log L", task="forecasting")

@@ -22,7 +22,7 @@ PAPER = Paper(
     claims=(
         Claim(
             name="crossover",
-            statement="Methods of lower complexity pay off only beyond some length of sequence.",
+            statement="Methods of lower complexity pay off beyond some length of sequence: half of them by 4,096 tokens.",
             metric="length from which a method beats full attention",
             unit="tokens",
             better="lower",
@@ -34,7 +34,7 @@ PAPER = Paper(
                 "the longest length"
             ),
             method="median of the cheaper mixers",
-            baseline="longest length measured",
+            baseline="the longest length measured",
             threshold=Threshold("bound", 4096.0),
             run="crossover",
             plan="plan_crossover",
@@ -42,7 +42,7 @@ PAPER = Paper(
         Claim(
             name="short",
             statement="At short lengths full attention is the faster one: the constants of the cheaper methods are larger.",
-            metric="seconds of a forward pass over 128 tokens",
+            metric="time of a forward pass over 128 tokens",
             unit="ms",
             better="lower",
             paper_value=None,
@@ -81,8 +81,9 @@ PAPER = Paper(
             paper_value=None,
             paper_baseline=None,
             setting=(
-                "a survey: no figure of its own; here eight pairs in 64 tokens, equal parameters, samples and steps, and the "
-                "better of two rates for each mixer"
+                "a survey: no figure of its own; here eight pairs in 64 tokens (chance 6%), networks of two layers of width 64, "
+                "equal parameters, 1,000 steps of the same 16 samples, and the better of two rates for each of linear "
+                "attention, Performer, retention, Mamba-2 and a window of 16"
             ),
             method="full attention",
             baseline="median of the cheaper mixers",

@@ -37,7 +37,7 @@ def cheaper() -> list[mixers.Card]:
     return [card for card in mixers.cards().values() if card.growth < 2]
 
 
-def _timed(job: Job) -> dict[str, list[float]]:
+def _timed(job: Job, lengths: tuple[int, ...]) -> dict[str, list[float]]:
     """Seconds of a forward pass by mixer and length, all mixers of a length in alternating rounds.
 
     A mixer that only reads from left to right is compared with full attention that does so too.
@@ -45,7 +45,7 @@ def _timed(job: Job) -> dict[str, list[float]]:
     dim, heads = WIDTH[job.scale]
     ways = [("full", False), ("full", True), *((card.name, card.causal == "only") for card in cheaper())]
     found: dict[str, list[float]] = {}
-    for length in LENGTHS[job.scale]:
+    for length in lengths:
         torch.manual_seed(job.seed)
         x = torch.randn(1, length, dim, device=job.device)
         runs = {}
@@ -83,8 +83,8 @@ def crossing(lengths: tuple[int, ...], ours: list[float], full: list[float]) -> 
 
 def crossover(job: Job) -> Measurement:
     """The median over the cheaper mixers of where each becomes faster than full attention."""
-    times, lengths = _timed(job), LENGTHS[job.scale]
-    found = {}
+    lengths = LENGTHS[job.scale]
+    times, found = _timed(job, lengths), {}
     for card in cheaper():
         full = times["full, causal" if card.causal == "only" else "full"]
         found[card.name] = crossing(lengths, times[card.name], full)
@@ -101,7 +101,8 @@ def crossover(job: Job) -> Measurement:
 
 def short(job: Job) -> Measurement:
     """Milliseconds at the shortest length: full attention, and the median of the cheaper mixers."""
-    times, lengths = _timed(job), LENGTHS[job.scale]
+    lengths = LENGTHS[job.scale][:3]
+    times = _timed(job, lengths)
     first = {card.name: 1e3 * times[card.name][0] for card in cheaper()}
     extras = {
         f"at {lengths[0]} tokens (ms), {name}": value for name, value in sorted(first.items(), key=lambda p: p[1])

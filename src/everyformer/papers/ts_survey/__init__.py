@@ -29,7 +29,10 @@ PAPER = Paper(
             better="lower",
             paper_value=None,
             paper_baseline=None,
-            setting="ETTm2; figures not verified; here ETTh2, mean of models and horizons",
+            setting=(
+                "ETTm2, figures not verified; here ETTh2, mean of vanilla, Informer, LogSparse and Autoformer and of 96 and "
+                "336 steps ahead, 100 steps of training at one rate for all; ETTh1, 96 steps ahead, is among the extras"
+            ),
             method="with decomposition",
             baseline="without",
             threshold=Threshold("relative", 0.20),
@@ -44,7 +47,10 @@ PAPER = Paper(
             better="higher",
             paper_value=None,
             paper_baseline=None,
-            setting="ETTm2, horizons 96 to 720; figures not verified; here ETTh2",
+            setting=(
+                "ETTm2, horizons 96 to 720, figures not verified; here ETTh2, 336 beside 96 steps ahead, the same four "
+                "models"
+            ),
             method="longest horizon",
             baseline="shortest horizon",
             threshold=Threshold("difference", 0.0),
@@ -62,7 +68,7 @@ PAPER = Paper(
             better="lower",
             paper_value=None,
             paper_baseline=None,
-            setting="the survey has no such control; here ETTh2, mean of models and horizons",
+            setting="the survey has no such control; here the models, sets and horizons of the decomposition claim",
             method="with decomposition",
             baseline="with instance normalisation",
             threshold=Threshold("relative", 0.05),
@@ -72,13 +78,16 @@ PAPER = Paper(
         Claim(
             name="robustness",
             statement="Given longer input, transformers with a token per time step forecast worse.",
-            metric="MSE with the longest input, of that with the shortest; median of four",
+            metric="MSE with the longest input, of that with the shortest; median",
             unit="x",
             better="higher",
             paper_value=None,
             paper_baseline=None,
-            setting="ETTm2, 96 to 1,440 steps of input; figures not verified; here ETTh2, 96 to 720",
-            method="a token per time step",
+            setting=(
+                "ETTm2, 96 to 1,440 steps of input, figures not verified; here ETTh2, 96 to 720 steps, 96 ahead, 100 steps "
+                "of training at one rate for all; median of vanilla, Informer and LogSparse (Reformer at the paper's scale)"
+            ),
+            method="a token per time step, median",
             baseline="worst of PatchTST, iTransformer and DLinear",
             threshold=Threshold("bound", 1.2),
             run="robustness",
@@ -86,31 +95,36 @@ PAPER = Paper(
         ),
         Claim(
             name="steady",
-            statement="DLinear, PatchTST and iTransformer, which came after the survey, do not.",
+            statement=(
+                "Given longer input, DLinear, PatchTST and iTransformer, which came after the survey, do not forecast worse."
+            ),
             metric="MSE with the longest input, of that with the shortest; worst of three",
             unit="x",
             better="lower",
             paper_value=None,
             paper_baseline=None,
-            setting="not in the survey; here ETTh2, 96 to 720 steps of input",
+            setting="not in the survey; here ETTh2, 96 to 720 steps of input, the trainings of the claim before",
             method="worst of PatchTST, iTransformer and DLinear",
-            baseline="a token per time step, median of four",
+            baseline="a token per time step, median",
             threshold=Threshold("bound", 1.05),
             run="steady",
             plan="plan_robustness",
         ),
         Claim(
             name="size",
-            statement="More than six layers bring nothing.",
-            metric="models that are best with at most six layers",
-            unit="%",
+            statement="Many layers bring nothing: twelve lower the error of three by no more than 2%.",
+            metric="MSE with the most layers, of that with three; median of five models",
+            unit="x",
             better="higher",
             paper_value=None,
             paper_baseline=None,
-            setting="ETTm2, up to 48 layers; figures not verified; here ETTh2, five models, up to 12",
-            method="of five models",
+            setting=(
+                "ETTm2, best with 3 to 6 layers of up to 48, figures not verified; here ETTh1, 1 to 12 layers of vanilla, "
+                "Informer, Autoformer, PatchTST and iTransformer, 96 steps to 96, 100 steps of training at one rate for all"
+            ),
+            method="twelve layers over three",
             baseline="if depth made no difference",
-            threshold=Threshold("bound", 60.0),
+            threshold=Threshold("bound", 0.98),
             run="size",
             plan="plan_size",
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from typing import Any
 
@@ -10,33 +11,38 @@ import torch
 from everyformer.catalog import Job, Measurement, Panel, Plan
 from everyformer.lab.measure import count_flops, count_parameters, median, peak_extra_bytes, side_by_side
 from everyformer.papers.ts_survey import harness
-from everyformer.papers.ts_survey.harness import INSIDE, NAIVE, Budget, Cell
+from everyformer.papers.ts_survey.harness import INSIDE, NAIVE, Budget, Cell, Variant
 from everyformer.papers.ts_survey.model import POINTWISE
-from everyformer.papers.ts_survey.sweep import AXES, Row, Study, study
+from everyformer.papers.ts_survey.sweep import AXES, Study, study
 
 BUDGETS = {
     "smoke": Budget(steps=6, batch=8, dim=16, ff=32, heads=2, dropout=0.0, stride=128),
-    "cpu": Budget(steps=120, batch=16, dim=32, ff=64, heads=2, dropout=0.0, stride=8),
+    "cpu": Budget(steps=100, batch=16, dim=32, ff=64, heads=2, dropout=0.0, stride=8),
     "paper": Budget("ettm2", steps=10_800, rate=1e-4, batch=32, dim=512, ff=2048, heads=8, dropout=0.1, stride=1),
 }
 STEADY = ("patchtst", "itransformer", "dlinear")
-LENGTHS = {"smoke": (48, 96), "cpu": (96, 336, 720), "paper": (96, 192, 336, 720, 1440)}
+# Reformer's look-back of 720 would take a fifth of all the time there is at the cpu scale.
+STEPWISE = {"smoke": POINTWISE, "cpu": ("vanilla", "informer", "logsparse"), "paper": POINTWISE}
+LENGTHS = {"smoke": (48, 96), "cpu": (96, 192, 720), "paper": (96, 192, 336, 720, 1440)}
 HORIZON = {"smoke": 24, "cpu": 96, "paper": 96}
-DEPTHS = {"smoke": (1, 7), "cpu": (1, 3, 6, 12), "paper": (1, 2, 3, 6, 12, 24, 48)}
+DEPTHS = {"smoke": (3, 4), "cpu": (1, 3, 6, 12), "paper": (1, 2, 3, 6, 12, 24, 48)}
 DEEPENED = ("vanilla", "informer", "autoformer", "patchtst", "itransformer")
-SHALLOW = 6  # layers, at most
+SHALLOW = 3  # layers, the least of those that the survey found best
+DEEPENED_ON = {"smoke": "etth2", "cpu": "etth1", "paper": "ettm2"}
 HORIZONS = {"smoke": (24, 48), "cpu": (96, 336), "paper": (96, 192, 336, 720)}
 SEPARATED = {
     "smoke": ("vanilla", "autoformer"),
     "cpu": ("vanilla", "informer", "logsparse", "autoformer"),
     "paper": (*POINTWISE, "autoformer", "fedformer_lite"),
 }
+VARIANTS: tuple[Variant, ...] = ("without", "with", "normalised")
+BESIDE = {"smoke": (), "cpu": ("etth1",), "paper": ("etth1", "etth2")}  # sets for the shortest horizon alone
 
 
-def _run(job: Job, models: tuple[str, ...], **sweep: Any) -> Study:
-    return study(
-        models, budget=BUDGETS[job.scale], seed=job.seed, device=job.device, precision=job.precision, **sweep
-    )  # fmt: skip
+def _run(job: Job, models: tuple[str, ...], *, data: str | None = None, **sweep: Any) -> Study:
+    """A study of the scale's budget, on another set where ``data`` names one."""
+    budget = BUDGETS[job.scale] if data is None else dataclasses.replace(BUDGETS[job.scale], data=data)
+    return study(models, budget=budget, seed=job.seed, device=job.device, precision=job.precision, **sweep)
 
 
 def _cells(found: Study) -> dict[str, float]:
@@ -55,7 +61,8 @@ def _panel(found: Study, title: str, models: tuple[str, ...] = (), log_y: bool =
 def _lengthened(job: Job) -> tuple[dict[str, float], dict[str, float], tuple[Panel, ...]]:
     """The ratio of each model's error at the longest look-back to that at the shortest, the figures, the plots."""
     lengths = LENGTHS[job.scale]
-    models = (*POINTWISE, *INSIDE, "patchtst", "itransformer")
+    stepwise = STEPWISE[job.scale]
+    models = (*stepwise, *INSIDE, "patchtst", "itransformer")
     found = _run(job, models, lengths=lengths, lookback=lengths[0], horizon=HORIZON[job.scale])
     ratios = {name: found.at(name, lengths[-1]).mse / found.at(name, lengths[0]).mse for name in (*models, "dlinear")}
     extras = {f"ratio, {name}": ratio for name, ratio in ratios.items()} | _cells(found)
@@ -63,36 +70,41 @@ def _lengthened(job: Job) -> tuple[dict[str, float], dict[str, float], tuple[Pan
         f"Error with {lengths[-1]} steps, of that with {lengths[0]}", "", "ratio",
         {"ratio": ([float(i) for i in range(len(ratios))], list(ratios.values()))}, kind="bar", ticks=list(ratios),
     )  # fmt: skip
-    steps = _panel(found, "A token per time step, and last day", (*POINTWISE, *INSIDE, "last day"))
+    steps = _panel(found, "A token per time step, and last day", (*stepwise, *INSIDE, "last day"))
     return ratios, extras, (steps, _panel(found, "Others, and simple forecasts", (*STEADY, *NAIVE)), bars)
 
 
 def robustness(job: Job) -> Measurement:
     """The median ratio over models with a token per time step, beside the largest of those that are not."""
     ratios, extras, panels = _lengthened(job)
-    pointwise = statistics.median(ratios[name] for name in POINTWISE)
-    return Measurement(pointwise, max(ratios[name] for name in STEADY), extras, panels)
+    stepwise = statistics.median(ratios[name] for name in STEPWISE[job.scale])
+    return Measurement(stepwise, max(ratios[name] for name in STEADY), extras, panels)
 
 
 def steady(job: Job) -> Measurement:
     """The same with sides changed."""
     ratios, extras, panels = _lengthened(job)
-    pointwise = statistics.median(ratios[name] for name in POINTWISE)
-    return Measurement(max(ratios[name] for name in STEADY), pointwise, extras, panels)
+    stepwise = statistics.median(ratios[name] for name in STEPWISE[job.scale])
+    return Measurement(max(ratios[name] for name in STEADY), stepwise, extras, panels)
 
 
 def size(job: Job) -> Measurement:
-    """For how many models the best depth is at most six; beside the share of such depths among those tried."""
-    depths, budget, smoke = DEPTHS[job.scale], BUDGETS[job.scale], job.scale == "smoke"
+    """The error with the most layers over that with three, median of five models; 1 is no change."""
+    depths, smoke = DEPTHS[job.scale], job.scale == "smoke"
+    budget = dataclasses.replace(BUDGETS[job.scale], data=DEEPENED_ON[job.scale])
     lookback, horizon = (48, 24) if smoke else (96, 96)
-    found = _run(job, DEEPENED, layers=depths, lookback=lookback, horizon=horizon)
-    extras, best = _cells(found), []
+    found = _run(job, DEEPENED, data=budget.data, layers=depths, lookback=lookback, horizon=horizon)
+    extras, ratios = _cells(found), []
     costs: dict[str, dict[str, tuple[list[float], list[float]]]] = {"seconds": {}, "MB": {}}
     for name in DEEPENED:
-        rows = [row for row in found.rows if row.model == name and row.mse == row.mse]
-        best.append(min(rows, key=lambda row: row.mse).layers if rows else max(depths))
-        extras[f"best depth, {name}"] = float(best[-1])
-        _gain_of_depth(rows, name, extras)
+        errors = {depth: found.at(name, depth).mse for depth in depths}
+        trained = {depth: mse for depth, mse in errors.items() if mse == mse}
+        if trained:
+            extras[f"best depth, {name}"] = float(min(trained, key=lambda depth: trained[depth]))
+        if SHALLOW in trained:
+            # A deep model that diverged counts as one with twice the error.
+            ratios.append(errors[depths[-1]] / errors[SHALLOW] if depths[-1] in trained else 2.0)
+            extras[f"MSE with {depths[-1]} layers / with {SHALLOW}, {name}"] = ratios[-1]
         for depth in depths:
             seconds, memory, parameters = _step_cost(Cell(name, lookback, horizon, depth), budget, job)
             extras[f"parameters, {name}, layers {depth}"] = float(parameters)
@@ -106,16 +118,7 @@ def size(job: Job) -> Measurement:
         Panel("A training step", AXES["layers"], "seconds", costs["seconds"], log_x=True, log_y=True),
         Panel("Peak memory of a training step", AXES["layers"], "MB", costs["MB"], log_x=True, log_y=True),
     )
-    share = 100 * sum(depth <= SHALLOW for depth in best) / len(best)
-    return Measurement(share, 100 * sum(depth <= SHALLOW for depth in depths) / len(depths), extras, panels)
-
-
-def _gain_of_depth(rows: list[Row], name: str, extras: dict[str, float]) -> None:
-    """The error of the best depth above six as a multiple of that of the best at most six, where both trained."""
-    deep = [row.mse for row in rows if row.layers > SHALLOW]
-    shallow = [row.mse for row in rows if row.layers <= SHALLOW]
-    if deep and shallow:
-        extras[f"MSE above {SHALLOW} layers / at most {SHALLOW}, {name}"] = min(deep) / min(shallow)
+    return Measurement(statistics.median(ratios), 1.0, extras, panels)
 
 
 def _step_cost(cell: Cell, budget: Budget, job: Job) -> tuple[float, float, int]:
@@ -137,9 +140,11 @@ def _step_cost(cell: Cell, budget: Budget, job: Job) -> tuple[float, float, int]
 def _separated(job: Job) -> tuple[Study, tuple[str, ...], tuple[int, ...]]:
     """Every model without decomposition, with it, and without it in normalised windows, at each horizon."""
     models, horizons = SEPARATED[job.scale], HORIZONS[job.scale]
-    variants = ("without", "with", "normalised")
-    lookback = 48 if job.scale == "smoke" else 96
-    return _run(job, models, horizons=horizons, lookback=lookback, variants=variants), models, horizons
+    return _run(job, models, horizons=horizons, lookback=_lookback(job), variants=VARIANTS), models, horizons
+
+
+def _lookback(job: Job) -> int:
+    return 48 if job.scale == "smoke" else 96
 
 
 def _promotion(found: Study, model: str, horizon: int, variant: str = "with") -> float:
@@ -164,12 +169,18 @@ def _of_decomposition(
             f"Test error, {horizon} steps ahead", "", "test MSE",
             {
                 variant: (places, [found.at(model, horizon, variant).mse for model in models])
-                for variant in ("without", "with", "normalised")
+                for variant in VARIANTS
             },
             kind="bar", ticks=list(models),
         )
         for horizon in (horizons[0], horizons[-1])
     ]  # fmt: skip
+    for name in BESIDE[job.scale]:
+        other = _run(job, models, data=name, horizons=horizons[:1], lookback=_lookback(job), variants=VARIANTS)
+        extras |= {f"{name}: {cell}": value for cell, value in _cells(other).items()}
+        for variant in means:
+            gain = statistics.fmean(_promotion(other, model, horizons[0], variant) for model in models)
+            extras[f"{name}: mean promotion (%), {variant}, {horizons[0]}"] = 100 * gain
     simple = Study(found.axis, tuple(row for row in found.rows if row.model in (*NAIVE, "dlinear", models[0])))
     return (
         found,
