@@ -1,4 +1,4 @@
-"""The command line: everyformer list | show | run | verify | bench | new | table | serve | import."""
+"""The command line: everyformer list | show | run | verify | bench | advise | new | table | serve | import."""
 
 from __future__ import annotations
 
@@ -290,13 +290,91 @@ def _print_plans(pairs: list[tuple[Paper, Claim]]) -> None:
 
 @app.command()
 def bench(
-    paper: str,
+    paper: Annotated[
+        str, typer.Argument(help="A paper, or `mixers` for all token mixers, or `compress` for all compressors.")
+    ],
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes and few rounds.")] = False,
     device: Device = "cpu",
     peer: Annotated[Path | None, typer.Option(help="A Python file with peers(case_name) -> {name: callable}.")] = None,
-    out: Out = Path("benchmarks"),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for results: ./benchmarks; for mixers the checkout's, or the cache.", file_okay=False
+        ),
+    ] = None,
+    dim: Annotated[int | None, typer.Option(min=1, help="mixers: width of a token, 128 unless told.")] = None,
+    heads: Annotated[int | None, typer.Option(min=1, help="mixers: heads, 4 unless told.")] = None,
+    only: Annotated[str, typer.Option(help="mixers: these alone, separated by commas.")] = "",
+    speed: Annotated[bool, typer.Option(" /--no-speed", help="mixers: without time and memory.")] = True,
+    tasks: Annotated[bool, typer.Option(" /--no-tasks", help="mixers: without the accuracy on tasks.")] = True,
 ) -> None:
-    """Time a paper's parts side by side with its peers, in one run; ratios are recorded in OUT."""
+    """Time a paper's parts side by side with its peers, in one run; ratios are recorded in OUT.
+
+    `everyformer bench mixers` measures what `everyformer advise` goes by: time, memory and accuracy of token mixers.
+
+    `everyformer bench compress` measures every compressor: size, memory, latency and quality before and after.
+
+    What these two have measured is kept, so that they can be interrupted and gone on with.
+    """
+    if paper in ("mixers", "compress") and peer is not None:
+        raise ValueError(f"peer must not be given for {paper}: they are one another's peers")
+    if paper == "mixers":
+        told = {"dim": dim, "heads": heads}
+        return _bench_mixers(quick, device, out, told, only, speed=speed, tasks=tasks)
+    if dim is not None or heads is not None or only or not speed or not tasks:
+        raise ValueError(
+            f"dim, heads, only, no-speed and no-tasks are for `everyformer bench mixers`, got paper {paper!r}"
+        )
+    if paper == "compress":
+        return _bench_compress(quick, device, out or Path("benchmarks"))
+    _bench_paper(paper, quick, device, peer, out or Path("benchmarks"))
+
+
+def _bench_compress(quick: bool, device: str, out: Path) -> None:
+    from everyformer.lab import compress_bench, environment, runner
+
+    environment.check_device(device)
+    runner.check_writable(out)
+    rows: list[dict[str, Any]] = []
+
+    def note(row: dict[str, Any]) -> None:
+        rows.append(row)
+        console.print(f"[dim]·[/] {row['model']}, {row['method']}", highlight=False)
+
+    file = compress_bench.run(quick=quick, device=device, out=out, report=note)
+    console.print(compress_bench.rich_table(rows))
+    console.print(f"Recorded: {file}", highlight=False, soft_wrap=True)
+
+
+def _bench_mixers(
+    quick: bool, device: str, out: Path | None, width: dict[str, int | None], only: str, *, speed: bool, tasks: bool
+) -> None:
+    import dataclasses
+
+    from everyformer.lab import environment, mixer_bench, mixer_table, runner
+
+    if not speed and not tasks:
+        raise ValueError("no-speed and no-tasks must not both be given: nothing is left to measure")
+    environment.check_device(device)
+    file = out / "mixers.json" if out else mixer_table.file_to_fill()
+    runner.check_writable(file.parent)
+    told: dict[str, Any] = {name: value for name, value in width.items() if value is not None}
+    if not speed:
+        told["lengths"] = ()
+    settings = dataclasses.replace(mixer_bench.QUICK if quick else mixer_bench.Settings(), tasks=tasks, **told)
+    names = tuple(part.strip() for part in only.split(",") if part.strip())
+    found = mixer_bench.measure(
+        file,
+        settings=settings,
+        names=names,
+        device=device,
+        progress=lambda line: console.print(f"[dim]·[/] {line}", highlight=False),
+    )
+    console.print(f"{len(found.speed)} timings and {len(found.accuracy)} accuracies of {found.device}", highlight=False)
+    console.print(f"Recorded: {file}", highlight=False, soft_wrap=True)
+
+
+def _bench_paper(paper: str, quick: bool, device: str, peer: Path | None, out: Path) -> None:
     from rich.table import Table
 
     from everyformer.lab import bench as benching
@@ -334,6 +412,43 @@ def bench(
             )
     console.print(table)
     console.print(f"Recorded: {benching.record(paper, rows, device, out)}", highlight=False)
+
+
+@app.command()
+def advise(
+    tokens: Annotated[int, typer.Option(help="Tokens in a sequence.")],
+    memory: Annotated[str, typer.Option(help="Most that a mixer may take, such as 4GB or 512MiB.")] = "",
+    latency: Annotated[str, typer.Option(help="Most time of one step of a mixer, such as 50ms.")] = "",
+    causal: Annotated[bool, typer.Option("--causal", help="No token may see later ones.")] = False,
+    step: Annotated[
+        str, typer.Option(help="forward, training (with the backward pass) or token (with a cache).")
+    ] = "forward",
+    by: Annotated[str, typer.Option(help="Order of those that fit: accuracy, latency or memory.")] = "accuracy",
+    device: Device = "cpu",
+    dim: Annotated[int | None, typer.Option(min=1, help="Width of a token: one that was measured.")] = None,
+    heads: Annotated[int | None, typer.Option(min=1, help="Heads: a number that was measured.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write the Pareto plot to this .png, .svg or .pdf.")] = None,
+) -> None:
+    """Which token mixer fits: ranked by what `everyformer bench mixers` measured, one mixer and one sequence at a time."""
+    from everyformer.lab import adviser, adviser_display, environment, mixer_table
+
+    environment.check_device(device)
+    wish = adviser.Wish(
+        tokens,
+        adviser.parse_bytes(memory) if memory else None,
+        adviser.parse_seconds(latency) if latency else None,
+        causal,
+        step,  # type: ignore[arg-type]
+        by,  # type: ignore[arg-type]
+    )
+    name = environment.device_name(device)
+    table, here = adviser.choose(mixer_table.load(), device=name, kind=device.partition(":")[0], dim=dim, heads=heads)
+    advice = adviser.advise(table, wish)
+    console.print(adviser_display.rich_table(advice, wish, table))
+    for line in adviser_display.notes(advice, wish, table, name if not here else ""):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    if plot is not None:
+        console.print(f"Plot: {adviser_display.save_plot(advice, wish, table, plot)}", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -323,7 +323,8 @@ def test_everything_works_without_javascript(visit, letters):
 
 
 PUBLIC = ["/", "/?view=trending&tag=graph", "/papers/sla", "/papers/ebt", "/search?q=faster+attention+for+video", "/search",
-          "/search?q=after:never", "/sign-in", "/subscribe", "/digest", "/runs", "/feeds", "/api", "/nothing"]  # fmt: skip
+          "/search?q=after:never", "/advise", "/sign-in", "/subscribe", "/digest", "/runs", "/feeds", "/api",
+          "/nothing"]  # fmt: skip
 SIGNED_IN = ["/", "/papers/uat", "/submit", "/account"]
 
 

@@ -20,7 +20,18 @@ from starlette.staticfiles import StaticFiles
 import everyformer
 from everyformer.site.database import Database
 from everyformer.site.middleware import Guard, ReaderCache, ReaderLimit
-from everyformer.site.routes import account, api, community, feed, papers, runs, search, subscriptions, syndication
+from everyformer.site.routes import (
+    account,
+    advise,
+    api,
+    community,
+    feed,
+    papers,
+    runs,
+    search,
+    subscriptions,
+    syndication,
+)
 from everyformer.site.settings import Settings
 from everyformer.site.web import STATIC, Clock, SignInNeeded, Site, check_form, page, utc_now, visitor_of
 
@@ -50,7 +61,7 @@ def create_app(settings: Settings | None = None, *, now: Clock = utc_now) -> Fas
     )
     app.state.site = site
     # The text of a paper's page ends in .md and is asked for before the page, whose address takes any ending.
-    for module in (feed, syndication, papers, search, community, account, subscriptions, runs, api):
+    for module in (feed, syndication, papers, search, advise, community, account, subscriptions, runs, api):
         app.include_router(module.router)
     app.mount("/static", ImmutableFiles(directory=STATIC), name="static")
     app.add_exception_handler(SignInNeeded, _to_sign_in)

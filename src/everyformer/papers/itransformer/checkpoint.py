@@ -15,8 +15,9 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from everyformer.papers.itransformer.baselines import VanillaTransformer, positions
 from everyformer.papers.itransformer.model import ITransformer
+from everyformer.parts.series_layers import positions
+from everyformer.parts.series_vanilla import VanillaTransformer
 
 INVERTED = {"iTransformer": "full", "iFlashformer": "full", "iFlowformer": "flow"}
 VANILLA = {"Transformer": "full", "Flashformer": "full", "Flowformer": "flow"}

@@ -20,9 +20,10 @@ from everyformer.files import write_atomic
 from everyformer.lab import data
 from everyformer.lab.measure import count_flops
 from everyformer.lab.train import fit
-from everyformer.papers.itransformer.baselines import DLinear, VanillaTransformer
+from everyformer.papers.itransformer.baselines import DLinear
 from everyformer.papers.itransformer.model import ITransformer
 from everyformer.parts.series import Split, Windows, calendar_features, split
+from everyformer.parts.series_vanilla import VanillaTransformer
 
 Batch = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 ATTENTIONS = ("full", "flow", "prob")

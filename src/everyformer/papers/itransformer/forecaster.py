@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from everyformer.papers.itransformer.baselines import VanillaTransformer
 from everyformer.papers.itransformer.model import ITransformer
 from everyformer.parts.series import Scaler, Windows, calendar_features
+from everyformer.parts.series_vanilla import VanillaTransformer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

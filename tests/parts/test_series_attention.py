@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from everyformer.papers.itransformer import attention
+from everyformer.parts import series_attention as attention
 
 
 def reference(query, key, value, p, mask):

@@ -1,0 +1,223 @@
+"""Where a model's blocks, linear layers and attention heads are, whoever wrote it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+# Projections of an attention module, and its output: of the module itself, or (BERT) beside it.
+_LAYOUTS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (("q_proj", "k_proj", "v_proj"), ("o_proj", "out_proj")),
+    (("query", "key", "value"), ("out",)),
+    (("q_lin", "k_lin", "v_lin"), ("out_lin",)),
+    (("qkv",), ("proj", "out")),
+    (("c_attn",), ("c_proj",)),
+)
+_COUNTS = ("heads", "num_heads", "num_attention_heads", "n_heads")
+_GROUPS = ("kv_heads", "num_kv_heads", "num_key_value_heads")
+_WIDTHS = ("all_head_size", "attn_dim", "split_size")
+
+
+def check_share(name: str, value: float) -> None:
+    """Raise ``ValueError`` unless ``value`` is a share from 0 to below 1."""
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be from 0 to below 1, got {value}")
+
+
+def prepare(model: nn.Module) -> nn.Module:
+    """Make GPT-2's ``Conv1D`` plain linear layers, and close PyTorch's fast path that reads weights past their layers.
+
+    In place; outputs stay what they were, weights of the former are turned.
+    """
+    for parent in list(model.modules()):
+        if isinstance(parent, nn.TransformerEncoderLayer):
+            parent.activation_relu_or_gelu = 0
+        for name, child in list(parent.named_children()):
+            if type(child).__name__ == "Conv1D" and type(child).__module__ == "transformers.pytorch_utils":
+                weight: Any = child.weight
+                inputs, outputs = weight.shape
+                layer = nn.Linear(inputs, outputs, device=weight.device, dtype=weight.dtype)
+                layer.weight = nn.Parameter(weight.detach().mT.contiguous(), requires_grad=weight.requires_grad)
+                layer.bias = child.bias  # type: ignore[assignment]
+                setattr(parent, name, layer)
+    return model
+
+
+def blocks(model: nn.Module) -> tuple[str, nn.ModuleList | nn.Sequential]:
+    """Name and list of a model's blocks: its longest list of modules of one class that hold linear layers.
+
+    Raises:
+        ValueError: the model has no such list.
+    """
+    found = _lists(prepare(model))
+    if not found:
+        raise ValueError(f"model must have a list of equal blocks, got {type(model).__name__} without one")
+    name = max(found, key=lambda name: len(found[name]))
+    return name, found[name]
+
+
+def _lists(model: nn.Module) -> dict[str, nn.ModuleList | nn.Sequential]:
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(module):
+            first = module[0]
+            alike = len({type(child) for child in module}) == 1 and not isinstance(first, nn.Linear)
+            if alike and any(isinstance(inner, nn.Linear) for inner in first.modules()):
+                found[name] = module
+    return {name: module for name, module in found.items() if len(module) > 1} or found
+
+
+def linears(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, nn.Linear]:
+    """The linear layers that compressors treat: those of blocks, or of the whole model where it has no blocks.
+
+    Layers whose weight is an embedding's, and subclasses of ``nn.Linear``, which others read, are left out.
+
+    Args:
+        names: of layers, to choose them otherwise.
+
+    Raises:
+        ValueError: there are none, or a name is not that of a linear layer.
+    """
+    prepare(model)
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    every = {
+        name: module
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear and id(module.weight) not in tables
+    }
+    if names is not None:
+        wanted = list(names)
+        if unknown := [name for name in wanted if name not in every]:
+            raise ValueError(f"names must be of linear layers of the model, got {unknown[0]!r}")
+        return {name: every[name] for name in wanted}
+    lists = tuple(f"{name}." if name else "" for name in _lists(model))
+    chosen = {name: module for name, module in every.items() if name.startswith(lists)} if lists else every
+    if not chosen:
+        raise ValueError(f"model must have linear layers to compress, got {type(model).__name__} without")
+    return chosen
+
+
+@dataclasses.dataclass
+class Heads:
+    """An attention module whose heads can be taken apart.
+
+    Attributes:
+        name, module: the module that holds the projections.
+        projections: names of query, key and value, or of the one layer in which they stand one after the other.
+        owner, out: the module that holds the output's layer, and its name there.
+        head_dim: width of a head.
+    """
+
+    name: str
+    module: nn.Module
+    projections: tuple[str, ...]
+    owner: nn.Module
+    out: str
+    head_dim: int
+
+    @property
+    def output(self) -> Any:
+        """The layer that reads the heads, one after the other."""
+        return getattr(self.owner, self.out)
+
+    @property
+    def count(self) -> int:
+        """Heads of the queries."""
+        return int(self.output.in_features) // self.head_dim
+
+    @property
+    def groups(self) -> int:
+        """Heads of keys and values: what can go on its own, with the queries that it serves."""
+        if len(self.projections) == 3:
+            return int(getattr(self.module, self.projections[1]).out_features) // self.head_dim
+        return (int(getattr(self.module, self.projections[0]).out_features) // self.head_dim - self.count) // 2
+
+    def project(self, x: Float[Tensor, "batch tokens dim"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value, each (batch, its heads, tokens, head_dim), before any positions."""
+        parts = [
+            getattr(self.module, name)(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for name in self.projections
+        ]
+        if len(parts) == 3:
+            return parts[0], parts[1], parts[2]
+        groups = (parts[0].shape[1] - self.count) // 2
+        return parts[0].split([self.count, groups, groups], dim=1)  # type: ignore[return-value]
+
+    def keep(self, chosen: list[int]) -> None:
+        """Keep only some of the groups, in place: every matrix becomes smaller."""
+        queries = self.count // self.groups
+        whole, groups = torch.arange(self.count * self.head_dim), self.groups
+        device = self.output.weight.device
+        rows = whole.view(groups, -1)[chosen].flatten().to(device)
+        pairs = torch.arange(groups * self.head_dim).view(groups, -1)[chosen].flatten().to(device)
+        if len(self.projections) == 3:
+            for name, kept in zip(self.projections, (rows, pairs, pairs), strict=True):
+                _cut(getattr(self.module, name), kept, 0)
+        else:
+            keys = len(whole) + pairs
+            _cut(getattr(self.module, self.projections[0]), torch.cat([rows, keys, keys + groups * self.head_dim]), 0)
+        _cut(self.output, rows, 1)
+        for names, value in (
+            (_COUNTS, len(chosen) * queries),
+            (_GROUPS, len(chosen)),
+            (_WIDTHS, len(chosen) * queries * self.head_dim),
+        ):
+            for name in names:
+                if hasattr(self.module, name):
+                    setattr(self.module, name, value)
+
+
+def _cut(layer: nn.Linear, kept: Tensor, dim: int) -> None:
+    layer.weight = nn.Parameter(layer.weight.detach().index_select(dim, kept), layer.weight.requires_grad)
+    if dim == 0 and layer.bias is not None:
+        layer.bias = nn.Parameter(layer.bias.detach()[kept], layer.bias.requires_grad)
+    layer.out_features, layer.in_features = layer.weight.shape
+
+
+def attentions(model: nn.Module) -> dict[str, Heads]:
+    """The attention modules whose heads are independent of each other, by their names.
+
+    Modules with parameters for each head beside the projections (relative positions, gates) are not among them.
+
+    Raises:
+        ValueError: the model has none.
+    """
+    prepare(model)
+    found = {}
+    for name, module in model.named_modules():
+        for projections, outs in _LAYOUTS:
+            if all(isinstance(getattr(module, part, None), nn.Linear) for part in projections):
+                owner, out = _output_of(model, name, module, outs)
+                width = _head_dim(module, getattr(owner, out).in_features) if out else 0
+                if width and _plain(module, owner, (*projections, out), width):
+                    found[name] = Heads(name, module, projections, owner, out, width)
+    if not found:
+        raise ValueError(f"model must have attention with heads of its own, got {type(model).__name__} without any")
+    return found
+
+
+def _output_of(model: nn.Module, name: str, module: nn.Module, outs: tuple[str, ...]) -> tuple[nn.Module, str]:
+    for out in outs:
+        if isinstance(getattr(module, out, None), nn.Linear):
+            return module, out
+    beside: Any = getattr(model.get_submodule(name.rpartition(".")[0]), "output", None) if "." in name else None
+    return (beside, "dense") if isinstance(getattr(beside, "dense", None), nn.Linear) else (module, "")
+
+
+def _head_dim(module: nn.Module, width: int) -> int:
+    for name in ("head_dim", "attention_head_size"):
+        if isinstance(getattr(module, name, None), int):
+            return int(getattr(module, name))
+    counts = [getattr(module, name) for name in _COUNTS if isinstance(getattr(module, name, None), int)]
+    return width // counts[0] if counts else 0
+
+
+def _plain(module: nn.Module, owner: nn.Module, layers: tuple[str, ...], head_dim: int) -> bool:
+    known = {id(tensor) for layer in layers[:-1] for tensor in getattr(module, layer).parameters()}
+    known |= {id(tensor) for tensor in getattr(owner, layers[-1]).parameters()}
+    return all(id(tensor) in known or tensor.shape == (head_dim,) for tensor in module.parameters())

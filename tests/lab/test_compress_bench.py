@@ -1,0 +1,55 @@
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from everyformer.lab import compress_bench as bench
+from everyformer.lab import data
+from everyformer.parts.compress import pruning, quantise
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(data, "cache", lambda: tmp_path_factory.getbasetemp() / "compress")
+
+
+def test_before_and_after_tell_what_shrank():
+    torch.manual_seed(0)
+    block = lambda: nn.Sequential(nn.Linear(64, 64), nn.GELU())  # noqa: E731
+    before, after = nn.Sequential(block(), block()), nn.Sequential(block(), block())
+    costs = bench.before_after(before, quantise.nvfp4_weights(after), torch.randn(4, 64), lambda model: 1.0, rounds=1)
+    assert costs["after"].file_bytes < 0.3 * costs["before"].file_bytes
+    assert (
+        costs["before"].held_bytes == 4 * 2 * (64 * 64 + 64)
+        and costs["after"].held_bytes < 0.3 * costs["before"].held_bytes
+    )
+    assert costs["after"].parameters == costs["before"].parameters == 2 * (64 * 64 + 64)
+    assert costs["before"].peak_bytes >= 4 * 64 * 4 and costs["before"].seconds > 0
+    smaller = bench.before_after(
+        before, pruning.drop_blocks(before, 0.0), torch.randn(4, 64), lambda model: 1.0, rounds=1
+    )
+    assert smaller["after"].file_bytes == smaller["before"].file_bytes
+
+
+def test_the_table_is_written_row_by_row_and_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "TABLE", {name: bench.TABLE[name] for name in ("half of the heads", "merged tokens")})
+    rows = []
+    path = bench.run(quick=True, out=tmp_path, report=rows.append)
+    assert [(row["model"], row["method"]) for row in rows] == [
+        ("characters", "half of the heads"),
+        ("digits", "half of the heads"),
+        ("digits", "merged tokens"),
+    ]
+    names = {"file_bytes", "held_bytes", "parameters", "peak_bytes", "seconds", "quality"}
+    for row in rows:
+        assert set(row["before"]) == set(row["after"]) == names
+    assert rows[0]["after"]["file_bytes"] < rows[0]["before"]["file_bytes"]
+    assert rows[2]["after"]["file_bytes"] == rows[2]["before"]["file_bytes"]
+    content = json.loads(path.read_text())
+    content["rows"] = content["rows"][:2]  # as if it had been interrupted
+    path.write_text(json.dumps(content))
+    again = []
+    bench.run(quick=True, out=tmp_path, report=again.append)
+    assert again[:2] == rows[:2] and again[2]["method"] == "merged tokens"
+    assert len(json.loads(path.read_text())["rows"]) == 3
