@@ -21,8 +21,8 @@ def test_snippets_run_as_they_stand(code, tmp_path, monkeypatch):
     exec(compile(code, "README.md", "exec"), {})
 
 
-def test_there_are_three_snippets_in_the_readme():
-    assert README.count("```python") == 3
+def test_there_are_four_snippets_in_the_readme():
+    assert README.count("```python") == 4
 
 
 @pytest.mark.parametrize(
