@@ -259,5 +259,7 @@ def test_images_that_do_not_fit_are_named():
         views(torch.rand(2, 3, 8, 8))
     with pytest.raises(ValueError, match=r"images must be \(batch, views, 3, height, width\), got \(1, 0, 3, 8, 8\)"):
         views(torch.rand(1, 0, 3, 8, 8))
+    with pytest.raises(TypeError, match="images must be one tensor, got list: crop or resize"):
+        views([torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 12)])
     with pytest.raises(TypeError, match="image2"):
         pair(torch.rand(1, 3, 8, 8))

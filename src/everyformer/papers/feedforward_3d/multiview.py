@@ -126,6 +126,10 @@ class MultiViewModel(nn.Module):
         nn.init.normal_(self.register_tokens, std=1e-6)
 
     def forward(self, images: Float[Tensor, "batch views 3 height width"]) -> Reconstruction:
+        if not isinstance(images, Tensor):
+            raise TypeError(
+                f"images must be one tensor, got {type(images).__name__}: crop or resize views of different sizes to one"
+            )
         if images.ndim != 5 or images.shape[2] != 3 or not images.shape[1]:
             raise ValueError(f"images must be (batch, views, 3, height, width), got {tuple(images.shape)}")
         size = (images.shape[-2], images.shape[-1])
