@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -15,6 +16,7 @@ from everyformer.lab.channel import ChannelFlow
 from everyformer.lab.measure import count_flops, count_parameters, median, side_by_side
 from everyformer.lab.turbulence import KolmogorovFlow
 from everyformer.papers.ifactformer import study
+from everyformer.papers.ifactformer.bench import Everywhere, ahead
 from everyformer.papers.ifactformer.forecast import Forecaster, relative_error
 from everyformer.papers.ifactformer.model import ifactformer_m
 from everyformer.papers.ifactformer.study import FAILED, MODELS, ORIGINAL, OURS, SIZES, Flow, Life, Where
@@ -119,7 +121,7 @@ def speed(job: Job) -> Measurement:
         for name in MODELS:
             axes = shown.coordinates if name in (OURS, ORIGINAL) else ()
             net = study.network(size, name, shown.test.shape[-1])
-            candidates[name] = _ahead(Forecaster(net, shown.test, axes).to(job.device).eval(), start)
+            candidates[name] = ahead(Forecaster(net, shown.test, axes).to(job.device).eval(), start)
         times = side_by_side(candidates, rounds=2 if job.scale == "smoke" else 9, device=job.device)
         seconds |= {f"{where}, {name}": median(found) for name, found in times.items()}
     values = list(seconds.values())
@@ -130,15 +132,34 @@ def speed(job: Job) -> Measurement:
     }
     panel = Panel("One snapshot ahead", "", "seconds", bars, kind="bar", log_y=True, ticks=["solver", *MODELS])
     extras = {f"seconds, {name}": value for name, value in seconds.items()}
-    return Measurement(seconds[f"channel, {OURS}"], seconds["channel, solver"], extras, (panel,))
+    lines = _lengthened(job)
+    for name, (points, times) in lines.items():
+        slope = math.log(times[-1] / times[-2]) / math.log(points[-1] / points[-2])
+        extras[f"exponent of the time over points along x, {name}"] = slope
+    growth = Panel("A channel that grows along x", "points along x", "seconds", lines, log_x=True, log_y=True)
+    return Measurement(seconds[f"channel, {OURS}"], seconds["channel, solver"], extras, (panel, growth))
 
 
-def _ahead(net: Forecaster, start: Tensor) -> Callable[[], object]:
-    def run() -> object:
-        with torch.inference_mode():
-            return net(start)
-
-    return run
+def _lengthened(job: Job) -> dict[str, tuple[list[float], list[float]]]:
+    """Time of one snapshot ahead over the points along one axis, attention between all points as far as memory goes."""
+    grid, factors = ((8, 9, 8), (1, 2)) if job.scale == "smoke" else ((12, 21, 12), (1, 2, 4, 8, 16))
+    size = SIZES["channel"][job.scale]
+    torch.manual_seed(job.seed)
+    axial = study.network(size, OURS, 3).to(job.device).eval()
+    between_all = Everywhere(size.dim, size.heads, size.iterations).to(job.device).eval()
+    lines: dict[str, tuple[list[float], list[float]]] = {}
+    for factor in factors:
+        points = (factor * grid[0], *grid[1:])
+        flow = torch.randn(1, 1, *points, 3, device=job.device)
+        axes = [torch.linspace(0, 1, count, device=job.device) for count in points]
+        candidates = {OURS: ahead(axial, flow, axes)}
+        if factor <= 4:
+            candidates["attention between all points"] = ahead(between_all, flow)
+        for name, found in side_by_side(candidates, rounds=2 if job.scale == "smoke" else 5, device=job.device).items():
+            line = lines.setdefault(name, ([], []))
+            line[0].append(float(points[0]))
+            line[1].append(median(found))
+    return lines
 
 
 def _channel(job: Job) -> Callable[[], object]:
