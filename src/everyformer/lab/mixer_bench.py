@@ -36,8 +36,8 @@ class Settings:
     dim: int = 128
     heads: int = 4
     lengths: tuple[int, ...] = LENGTHS
-    rounds: int = 9
-    seconds: float = 10.0
+    rounds: int = 5
+    seconds: float = 4.0
     bytes: float = 4 * 2.0**30
     scale: Scale = "cpu"
     tasks: bool = True
