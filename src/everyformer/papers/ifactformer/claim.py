@@ -133,8 +133,8 @@ def speed(job: Job) -> Measurement:
     panel = Panel("One snapshot ahead", "", "seconds", bars, kind="bar", log_y=True, ticks=["solver", *MODELS])
     extras = {f"seconds, {name}": value for name, value in seconds.items()}
     lines = _lengthened(job)
-    for name, (points, times) in lines.items():
-        slope = math.log(times[-1] / times[-2]) / math.log(points[-1] / points[-2])
+    for name, (points, spent) in lines.items():
+        slope = math.log(spent[-1] / spent[-2]) / math.log(points[-1] / points[-2])
         extras[f"exponent of the time over points along x, {name}"] = slope
     growth = Panel("A channel that grows along x", "points along x", "seconds", lines, log_x=True, log_y=True)
     return Measurement(seconds[f"channel, {OURS}"], seconds["channel, solver"], extras, (panel, growth))
