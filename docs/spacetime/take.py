@@ -54,7 +54,7 @@ def predformer(job: Job) -> None:
     for name in ("PredFormer", "SimVP v1"):
         shown[name] = frames.trained(job, name).predict(truth)[0, :, 0].clamp(0, 1)  # type: ignore[arg-type]
     sheet({name: list(video[::3]) for name, video in shown.items()}, "predformer.png",
-          [f"{place} and {place + frames.GIVEN}" for place in (1, 4, 7, 10)])  # fmt: skip
+          [f"frame {place} or {place + frames.GIVEN}" for place in (1, 4, 7, 10)])  # fmt: skip
 
 
 def ifactformer(job: Job) -> None:

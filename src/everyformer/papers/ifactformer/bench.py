@@ -66,7 +66,7 @@ def cases(quick: bool, device: str) -> Iterator[Case]:
         )
         fno = FNO(3, modes=(6, 8, 6), width=5).eval()
         everywhere = Everywhere(36, 2, iterations).eval()
-    solver = ChannelFlow(solved, reynolds=1800.0, dt=0.04, device=device)
+    solver = ChannelFlow(solved, reynolds=1800.0, dt=INTERVAL / 14, device=device)
     start = solver.initial(1, torch.Generator().manual_seed(0))
     u, axes = flow(grid)
     note = f"{' x '.join(map(str, grid))} points, width 36, {iterations} iterations, float32"
