@@ -67,14 +67,14 @@ def ifactformer(job: Job) -> None:
     most = float(turning["simulated"].abs().quantile(0.995))
     colours = matplotlib.colormaps["RdBu_r"]
     pictures = []
-    for place in range(0, flow.shape[1], max(1, flow.shape[1] // 60)):
+    for place in range(0, flow.shape[1], max(1, flow.shape[1] // 40)):
         tiles = []
         for film in turning.values():
             tile = film[min(place, len(film) - 1)] / (2 * most) + 0.5
-            big = F.interpolate(tile[None, None], scale_factor=5, mode="bicubic")[0, 0].clamp(0, 1)
+            big = F.interpolate(tile[None, None], scale_factor=4, mode="bicubic")[0, 0].clamp(0, 1)
             tiles.append(F.pad(torch.from_numpy(colours(big.numpy())[..., :3]), (0, 0, 3, 3, 3, 3), value=1.0))
         whole = (torch.cat(tiles, 1) * 255).round().byte().numpy()
-        pictures.append(Image.fromarray(whole).quantize(64))
+        pictures.append(Image.fromarray(whole).quantize(32))
     pictures[0].save(HERE / "ifactformer.gif", save_all=True, append_images=pictures[1:], duration=120, loop=0)
 
 
