@@ -26,7 +26,8 @@ def test_every_cheaper_mixer_has_a_crossing(tmp_path):
     named = {name for name in found.extras if name.startswith("faster from")}
     assert len(named) == len(claim.cheaper()) > 3
     assert all(128 <= found.extras[name] <= 512 for name in named)
-    assert set(found.series[0].lines) == {"full", "full, causal", *(card.name for card in claim.cheaper())}
+    lines = set(found.series[0].lines)
+    assert {"full", "full, causal"} < lines <= {"full", "full, causal", *(card.name for card in claim.cheaper())}
 
 
 def test_short_lengths_are_timed_for_all(tmp_path):
