@@ -68,7 +68,11 @@ def arrangements(job: Job) -> Measurement:
     bars = ([float(place) for place in range(len(ranked))], list(ranked.values()))
     shown = {name: models[name] for name in ("TSST", "Full", "Fac-T-S", "Fac-S-T", "Fac-S-T as published")}
     strip = study.strip({"truth": truth[:, GIVEN:], "TSST": made["TSST"], "Fac-T-S": made["Fac-T-S"]})
-    panels = (Panel("Arrangements", "", "MSE", {"": bars}, kind="bar", ticks=list(ranked)), _progress(shown), strip)
+    panels = (
+        Panel("Arrangements", "", "MSE", {"": bars}, kind="bar", ticks=list(ranked)),
+        _progress(shown, steps=True),
+        strip,
+    )
     return Measurement(errors["TSST"], min(errors["Fac-T-S"], errors["Fac-S-T"]), extras, panels)
 
 
@@ -80,7 +84,7 @@ def swiglu(job: Job) -> Measurement:
     errors = _errors(made, truth)
     extras = {f"parameters, {name}": float(count_parameters(model.network)) for name, model in models.items()}
     extras |= {f"seconds of training, {name}": float(model.seconds) for name, model in models.items()}
-    panels = (_progress(models), study.strip({"truth": truth[:, GIVEN:], **made}))
+    panels = (_progress(models, steps=True), study.strip({"truth": truth[:, GIVEN:], **made}))
     return Measurement(errors["SwiGLU"], errors["MLP"], extras, panels)
 
 
@@ -138,9 +142,14 @@ def _errors(made: Mapping[str, Video], truth: Video) -> dict[str, float]:
     return {name: video_metrics.video(video, truth[:, GIVEN:], ["mse"])["mse"] for name, video in made.items()}
 
 
-def _progress(models: Mapping[str, Trained]) -> Panel:
+def _progress(models: Mapping[str, Trained], *, steps: bool = False) -> Panel:
+    """Error over the seconds of a training, or over its steps where all models have as many."""
     lines = {name: model.curve() for name, model in models.items()}
-    return Panel("Error on new sequences of training digits", "seconds of training", "MSE", lines)
+    if steps:
+        share = [place / study.POINTS for place in range(1, study.POINTS + 1)]
+        lines = {name: ([x * float(models[name].steps) for x in share], errors) for name, (_, errors) in lines.items()}
+    what = "steps" if steps else "seconds of training"
+    return Panel("Error on new sequences of training digits", what, "MSE", lines)
 
 
 def _ahead(made: Mapping[str, Video], later: Video) -> Panel:
