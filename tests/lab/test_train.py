@@ -155,6 +155,23 @@ def test_patience_ends_a_training_that_no_longer_improves(tmp_path):
     assert len(history.validation) - 1 - history.best_epoch == 2
 
 
+def test_clipped_gradients_are_no_longer_than_told(tmp_path):
+    moved = {}
+    for name, changes in (("free", {}), ("clipped", {"clip": 0.1})):
+        before = torch.nn.utils.parameters_to_vector(make_model().parameters()).detach()
+        model, _ = train(
+            tmp_path / name,
+            epochs=None,
+            steps=1,
+            optimizer=lambda p: torch.optim.SGD(p, 1.0),
+            scheduler=None,
+            **changes,
+        )
+        moved[name] = torch.nn.utils.parameters_to_vector(model.parameters()).detach() - before
+    torch.testing.assert_close(moved["clipped"].norm(), torch.tensor(0.1))
+    torch.testing.assert_close(moved["clipped"] / 0.1, moved["free"] / moved["free"].norm())
+
+
 def test_budgets_of_steps_and_seconds_end_a_training(tmp_path):
     _, history = train(tmp_path / "steps", epochs=None, steps=7)
     assert history.steps == 7
@@ -177,6 +194,7 @@ def test_bf16_trains(tmp_path, precision):
     [
         ({"epochs": None}, "epochs, steps or seconds must be given"),
         ({"epochs": 0}, "epochs must be above 0"),
+        ({"clip": 0.0}, "clip must be above 0"),
         ({"precision": "8"}, "precision must be one of 32-true"),
         ({"strategy": "magic"}, "strategy must be one of auto, ddp, fsdp"),
         ({"strategy": "fsdp"}, "needs device cuda"),

@@ -144,8 +144,8 @@ def _panel(axis: Axes, panel: Panel, theme: str) -> None:
         if len(panel.lines) > 1:
             axis.margins(y=0.08 + 0.09 * len(panel.lines))  # room for the legend above the bars
         if panel.ticks:
-            slanted = {"rotation": 60 if len(panel.ticks) > 10 else 20, "ha": "right"}
-            slanted = slanted if max(map(len, panel.ticks)) > 9 or len(panel.ticks) > 10 else {}
+            many = len(panel.ticks) > 10
+            slanted = {"rotation": 60 if many else 20, "ha": "right"} if many or max(map(len, panel.ticks)) > 9 else {}
             axis.set_xticks(range(len(panel.ticks)), panel.ticks, **slanted)  # type: ignore[arg-type]
     else:
         for name, (xs, ys) in panel.lines.items():

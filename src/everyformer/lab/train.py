@@ -69,6 +69,7 @@ def fit(
     steps: int | None = None,
     seconds: float | None = None,
     patience: int | None = None,
+    clip: float | None = None,
     device: str = "cpu",
     precision: str = "32-true",
     strategy: str = "auto",
@@ -89,6 +90,7 @@ def fit(
         score: like ``step``, for validation; ``step`` itself by default.
         epochs, steps, seconds: budgets, at least one; seconds of interrupted attempts count.
         patience: stop after this many epochs without improvement.
+        clip: gradients together are no longer than this norm.
         strategy: ``auto``, ``ddp`` or ``fsdp``; the number of processes is torchrun's.
         label: shown on the progress bar.
 
@@ -97,7 +99,7 @@ def fit(
         FloatingPointError: the loss is not finite; epoch and step are named.
         KeyboardInterrupt: after Ctrl-C, once the state is saved.
     """
-    budget = {"epochs": epochs, "steps": steps, "seconds": seconds, "patience": patience}
+    budget = {"epochs": epochs, "steps": steps, "seconds": seconds, "patience": patience, "clip": clip}
     _check(budget, precision, strategy, device)
     fabric = _fabric(device, precision, strategy)
     torch.manual_seed(seed + 1000 * fabric.global_rank)
@@ -116,6 +118,8 @@ def fit(
                 run.optimizer.zero_grad(set_to_none=True)
                 loss = step(run.module, share)
                 fabric.backward(loss * weight)
+                if clip is not None:
+                    fabric.clip_gradients(run.module, run.optimizer, max_norm=clip, error_if_nonfinite=False)
                 run.optimizer.step()
                 if run.scheduler is not None and schedule_every == "step":
                     run.scheduler.step()
@@ -150,6 +154,7 @@ def fit_drawn(
     folder: Path,
     seed: int,
     warm: int = 0,
+    clip: float | None = None,
     device: str = "cpu",
     precision: str = "32-true",
     strategy: str = "auto",
@@ -176,6 +181,7 @@ def fit_drawn(
         scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, pace),
         schedule_every="step",
         steps=steps,
+        clip=clip,
         folder=folder,
         seed=seed,
         device=device,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -222,30 +222,9 @@ def _fit(
     Camera tokens start near zero, where a norm makes of their first gradients ones of thousands: without clipping, Adam's
     steps stay small for all of a training as short as this.
     """
-    rate, warm = SIZES[job.scale].rate, max(1, steps // 20)
-
-    def optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        kept = list(parameters)
-        adam = torch.optim.Adam(kept, rate)
-
-        def clip(*_: object) -> None:
-            torch.nn.utils.clip_grad_norm_([p for p in kept if p.grad is not None], CLIP)
-
-        adam.register_step_pre_hook(clip)
-        return adam
-
-    def batches(epoch: int) -> Iterator[tuple[Tensor, ...]]:
-        generator = torch.Generator().manual_seed(1_000_003 * job.seed + epoch)
-        for _ in range(train.DRAWN):
-            yield draw(generator)
-
-    train.fit(
-        net, step, batches, optimizer=optimizer,
-        scheduler=lambda built: torch.optim.lr_scheduler.LambdaLR(
-            built, lambda done: min((done + 1) / warm, 1 - min(done / steps, 1.0))
-        ),
-        schedule_every="step", steps=steps, folder=folder, seed=job.seed, device=job.device, precision=job.precision,
-        strategy=job.strategy, label=name,
+    train.fit_drawn(
+        net, step, draw, steps=steps, rate=SIZES[job.scale].rate, warm=max(1, steps // 20), clip=CLIP, folder=folder,
+        seed=job.seed, device=job.device, precision=job.precision, strategy=job.strategy, label=name,
     )  # fmt: skip
 
 
