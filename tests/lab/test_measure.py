@@ -16,6 +16,23 @@ def test_candidates_take_turns():
     assert {name: len(values) for name, values in times.items()} == {"a": 2, "b": 2}
 
 
+def test_a_forward_pass_records_no_graph():
+    layer = torch.nn.Linear(3, 2)
+    x = torch.randn(4, 3)
+    found = measure.forward_pass(layer, input=x)()
+    assert not found.requires_grad
+    torch.testing.assert_close(found, layer(x).detach())
+
+
+def test_a_gradient_pass_starts_from_no_gradients_each_time():
+    layer = torch.nn.Linear(3, 1)
+    x = torch.randn(4, 3)
+    run = measure.gradient_pass(layer, lambda: layer(x).sum())
+    run()
+    run()
+    torch.testing.assert_close(layer.weight.grad, x.sum(0, keepdim=True))
+
+
 def test_peak_memory_counts_scratch_that_is_freed_again():
     def work():
         scratch = torch.empty(1 << 20)

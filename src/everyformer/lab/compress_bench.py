@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from everyformer import compressors
@@ -53,13 +52,7 @@ def count_numbers(model: nn.Module) -> int:
 
 def forward(model: nn.Module, inputs: Tensor) -> Callable[[], Any]:
     """A pass in evaluation, to be timed."""
-    model.eval()
-
-    def run() -> Any:
-        with torch.inference_mode():
-            return logits_of(model, inputs)
-
-    return run
+    return measure.forward_pass(logits_of, model.eval(), inputs)
 
 
 def before_after(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from everyformer.catalog import Spread, Threshold
 from everyformer.files import write_atomic
@@ -73,6 +73,26 @@ def side_by_side(
             synchronise(device)
             times[name].append(time.perf_counter() - began)
     return times
+
+
+def forward_pass(call: Callable[..., Any], *inputs: Any, **named: Any) -> Callable[[], Any]:
+    """``call`` on these inputs without gradients, as a function to be timed."""
+
+    def run() -> Any:
+        with torch.inference_mode():
+            return call(*inputs, **named)
+
+    return run
+
+
+def gradient_pass(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
+    """The loss and its gradients by the weights of ``model``, as a function to be timed; no step is taken."""
+
+    def run() -> None:
+        model.zero_grad()
+        loss().backward()  # type: ignore[no-untyped-call]
+
+    return run
 
 
 def median(values: Sequence[float]) -> float:

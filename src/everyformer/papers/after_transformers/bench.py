@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from everyformer.lab.bench import Case
+from everyformer.lab.measure import forward_pass, gradient_pass
 from everyformer.parts.mixers.full import FullAttention
 from everyformer.parts.mixers.retention import Retention
 from everyformer.parts.mixers.rwkv import RWKV
@@ -34,24 +35,15 @@ def cases(quick: bool, device: str) -> Iterator[Case]:
         "RWKV-6": (RWKV(dim), {"transformers' RWKV-4": older, "full attention": full}),
         "retention": (Retention(dim), {"full attention": full}),
     }
-    for way, timed in (("forward", _forward), ("training step", _training)):
+    for way, timed in (("forward", forward_pass), ("training step", _training)):
         for name, (ours, peers) in kinds.items():
             modules = {peer: timed(module.to(device), x) for peer, module in peers.items()}
             yield Case(f"{name}, {way}", timed(ours.to(device), x), modules, 1.0, f"{tokens} tokens of width {dim}")
 
 
-def _forward(module: nn.Module, x: Tensor) -> Callable[[], None]:
-    def run() -> None:
-        with torch.no_grad():
-            module(x)
-
-    return run
-
-
 def _training(module: nn.Module, x: Tensor) -> Callable[[], None]:
-    def run() -> None:
-        module.zero_grad()
+    def loss() -> Tensor:
         found = module(x)
-        (found[0] if isinstance(found, tuple) else found).square().mean().backward()
+        return (found[0] if isinstance(found, tuple) else found).square().mean()  # type: ignore[no-any-return]
 
-    return run
+    return gradient_pass(module, loss)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from everyformer.lab.bench import Case
+from everyformer.lab.measure import forward_pass, gradient_pass
 from everyformer.papers.bytetransformer.claim import bert, uniform_lengths
 from everyformer.papers.bytetransformer.method import convert
 
@@ -22,11 +23,12 @@ def cases(quick: bool, device: str) -> Iterator[Case]:
     lengths = uniform_lengths(16, 256, 0.6, generator)
     mask = (torch.arange(256) < lengths[:, None]).long().to(device)
     tokens = torch.randint(30_000, (16, 256), generator=generator).to(device)
+    inputs = {"input_ids": tokens, "attention_mask": mask}
     note = "BERT-base, batch 16, maximum 256, lengths averaging 0.6 of it"
-    peers = {"Hugging Face, SDPA": forward(padded, tokens, mask)}
+    peers = {"Hugging Face, SDPA": forward_pass(padded, **inputs)}
     if not quick:
-        peers["Hugging Face, compiled"] = forward(torch.compile(padded), tokens, mask)
-    yield Case("forward", forward(packed, tokens, mask), peers, 1.6, note)
+        peers["Hugging Face, compiled"] = forward_pass(torch.compile(padded), **inputs)
+    yield Case("forward", forward_pass(packed, **inputs), peers, 1.6, note)
     yield Case(
         "forward and backward",
         training(packed, tokens, mask),
@@ -36,22 +38,11 @@ def cases(quick: bool, device: str) -> Iterator[Case]:
     )
 
 
-def forward(model: Any, tokens: Tensor, mask: Tensor) -> Callable[[], None]:
-    """The model without gradients."""
-
-    def run() -> None:
-        with torch.inference_mode():
-            model(input_ids=tokens, attention_mask=mask)
-
-    return run
-
-
 def training(model: Any, tokens: Tensor, mask: Tensor) -> Callable[[], None]:
     """The model and the gradients of a loss on its valid tokens."""
 
-    def run() -> None:
-        model.zero_grad()
+    def loss() -> Tensor:
         out = model(input_ids=tokens, attention_mask=mask).last_hidden_state
-        (out * mask.unsqueeze(-1)).square().mean().backward()
+        return (out * mask.unsqueeze(-1)).square().mean()  # type: ignore[no-any-return]
 
-    return run
+    return gradient_pass(model, loss)

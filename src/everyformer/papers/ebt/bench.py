@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from everyformer.lab import text
 from everyformer.lab.bench import Case
-from everyformer.lab.measure import peak_extra_bytes
+from everyformer.lab.measure import gradient_pass, peak_extra_bytes
 from everyformer.papers.ebt.descent import S2
 from everyformer.papers.ebt.model import EBT
 from everyformer.parts.language import LanguageModel
@@ -22,12 +22,12 @@ def cases(quick: bool, device: str) -> Iterator[Case]:
     options = {"vocabulary": vocabulary, "dim": width, "depth": depth, "heads": 2, "longest": length, "hidden": width}
     transformer = LanguageModel(**options, tied=False).to(device)  # type: ignore[arg-type]
     pieces = torch.randint(vocabulary, (8, length + 1), device=device)
-    plain = _step(lambda: text.loss(transformer, pieces), transformer)
+    plain = gradient_pass(transformer, lambda: text.loss(transformer, pieces))
     for name, model in (
         ("S1", EBT(**options, alpha=1.0)),  # type: ignore[arg-type]
         ("S2", EBT(**options, alpha=1.0, landscapes=1, recipe=S2)),  # type: ignore[arg-type]
     ):
-        ours = _step(functools.partial(model.to(device).loss, pieces), model)
+        ours = gradient_pass(model, functools.partial(model.to(device).loss, pieces))
         megabytes = [peak_extra_bytes(step, device) / 2**20 for step in (ours, plain)]
         note = f"8 x {length} tokens, width {width}; peak {megabytes[0]:.1f} MiB beside {megabytes[1]:.1f} MiB"
         yield Case(f"training step, {name}", ours, {"Transformer++": plain}, None, note)
@@ -57,14 +57,6 @@ def cases(quick: bool, device: str) -> Iterator[Case]:
         None if quick else 1.5,
         "keys and values kept",
     )
-
-
-def _step(loss: Callable[[], Tensor], model: nn.Module) -> Callable[[], None]:
-    def run() -> None:
-        model.zero_grad()
-        loss().backward()
-
-    return run
 
 
 def _without_cache(model: EBT, tokens: Tensor, count: int) -> Tensor:

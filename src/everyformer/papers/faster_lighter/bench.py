@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from everyformer.lab.bench import Case
-from everyformer.lab.measure import peak_extra_bytes
+from everyformer.lab.measure import gradient_pass, peak_extra_bytes
 from everyformer.papers.faster_lighter.claim import Plain, blocks
 from everyformer.papers.faster_lighter.method import (
     Reversible,
@@ -23,12 +24,12 @@ def cases(quick: bool, device: str) -> Iterator[Case]:
     batch, tokens, dim = (4, 32, 16) if quick else (4, 512, 128)
     halves = torch.randn(2, batch, tokens, dim, device=device)
     models = {name: _model(name, dim).to(device) for name in ("reversible", "autograd", "checkpointed")}
-    steps = {name: training(model, halves) for name, model in models.items()}
+    steps = {name: gradient_pass(model, functools.partial(_loss, model, *halves)) for name, model in models.items()}
     plain = models["autograd"]
 
     def in_parts() -> None:
         plain.zero_grad(set_to_none=True)
-        backward_in_parts(lambda left, right: _loss(plain(left, right)), halves[0], halves[1], 1)
+        backward_in_parts(lambda left, right: _loss(plain, left, right), halves[0], halves[1], 1)
 
     peaks = {name: peak_extra_bytes(step, device) / 1e6 for name, step in {**steps, "in parts": in_parts}.items()}
     note = "peak memory in MB beyond the model: " + ", ".join(f"{name} {peak:.1f}" for name, peak in peaks.items())
@@ -52,16 +53,6 @@ def _model(name: str, dim: int) -> nn.Module:
     return model
 
 
-def _loss(halves: tuple[Tensor, Tensor]) -> Tensor:
-    left, right = halves
+def _loss(model: nn.Module, left: Tensor, right: Tensor) -> Tensor:
+    left, right = model(left, right)
     return left.square().mean() + right.square().mean()
-
-
-def training(model: nn.Module, halves: Tensor) -> Callable[[], None]:
-    """Loss and gradients."""
-
-    def run() -> None:
-        model.zero_grad(set_to_none=True)
-        _loss(model(halves[0], halves[1])).backward()  # type: ignore[no-untyped-call]
-
-    return run

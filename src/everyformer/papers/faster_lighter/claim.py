@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from everyformer import mixers
 from everyformer.catalog import Job, Measurement, Panel, Plan
 from everyformer.lab import mixing_tasks
-from everyformer.lab.measure import count_parameters, median, peak_extra_bytes, side_by_side
+from everyformer.lab.measure import count_parameters, forward_pass, median, peak_extra_bytes, side_by_side
 from everyformer.papers.faster_lighter.method import Reversible, ReversibleSequence, checkpoint_layers
 from everyformer.parts.mixers.full import FullAttention
 
@@ -51,19 +51,11 @@ def _timed(job: Job, lengths: tuple[int, ...]) -> dict[str, list[float]]:
         runs = {}
         for name, causal in ways:
             mixer = mixers.create(name, dim, heads=heads, causal=causal, length=length).to(job.device).eval()
-            runs["full, causal" if (name, causal) == ("full", True) else name] = _forward(mixer, x)
+            runs["full, causal" if (name, causal) == ("full", True) else name] = forward_pass(mixer, x)
         times = side_by_side(runs, ROUNDS[job.scale], device=job.device)
         for name, seconds in times.items():
             found.setdefault(name, []).append(median(seconds))
     return found
-
-
-def _forward(mixer: nn.Module, x: Tensor) -> Callable[[], Tensor]:
-    def run() -> Tensor:
-        with torch.inference_mode():
-            return mixer(x)  # type: ignore[no-any-return]
-
-    return run
 
 
 def crossing(lengths: tuple[int, ...], ours: list[float], full: list[float]) -> float:
@@ -91,10 +83,11 @@ def crossover(job: Job) -> Measurement:
     ordered = dict(sorted(found.items(), key=lambda pair: pair[1]))
     extras = {f"faster from (tokens), {name}": value for name, value in ordered.items()}
     extras["never faster up to the longest"] = float(sum(value > lengths[-1] for value in found.values()))
-    places = [float(index) for index in range(len(ordered))]
+    crossed = {name: value for name, value in ordered.items() if value <= lengths[-1]}
+    places = [float(index) for index in range(len(crossed))]
     bars = Panel(
-        "Faster than full attention from", "", "tokens", {"tokens": (places, list(ordered.values()))},
-        kind="bar", ticks=list(ordered), log_y=True,
+        "Faster than full attention from", "", "tokens", {"tokens": (places, list(crossed.values()))},
+        kind="bar", ticks=list(crossed), log_y=True,
     )  # fmt: skip
     return Measurement(median(list(found.values())), float(lengths[-1]), extras, (_lines(times, lengths), bars))
 

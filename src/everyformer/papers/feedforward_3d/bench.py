@@ -9,21 +9,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from everyformer.lab.bench import Case
+from everyformer.lab.measure import forward_pass
 from everyformer.papers.feedforward_3d.model import PairModel, dust3r_linear, multi_tiny, pair_tiny
 
 
-def forward(network: Callable[..., object], *images: Tensor) -> Callable[[], object]:
-    """One forward pass."""
-
-    def run() -> object:
-        with torch.inference_mode():
-            return network(*images)
-
-    return run
-
-
 def unfused(network: Callable[..., object], *images: Tensor) -> Callable[[], object]:
-    """The same with scores and softmax written out."""
+    """A pass without gradients, with scores and softmax written out."""
 
     def run() -> object:
         with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
@@ -54,8 +45,8 @@ def cases(quick: bool, device: str) -> Iterator[Case]:
     note = f"a pair of {side} x {side}, {len(pair.encoder)} + 2 x {len(pair.decoder1)} blocks, float32"
     yield Case(
         "pair",
-        forward(pair, *images),
-        {"attention step by step": unfused(pair, *images), "compiled": forward(torch.compile(pair), *images)},
+        forward_pass(pair, *images),
+        {"attention step by step": unfused(pair, *images), "compiled": forward_pass(torch.compile(pair), *images)},
         1.0,
         note,
     )
@@ -65,7 +56,7 @@ def cases(quick: bool, device: str) -> Iterator[Case]:
         views = torch.rand(count, 3, 64, 64, device=device)
         yield Case(
             f"{count} views",
-            forward(multi, views[None]),
+            forward_pass(multi, views[None]),
             {f"{count * (count - 1)} pairs": all_pairs(small, views)},
             note=f"the tiny models, {count} views of 64 x 64, forward only: no alignment of the pairs",
         )

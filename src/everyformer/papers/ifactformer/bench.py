@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from everyformer.lab.bench import Case
 from everyformer.lab.channel import ChannelFlow
+from everyformer.lab.measure import forward_pass, gradient_pass
 from everyformer.papers.ifactformer.model import IFactFormer
 from everyformer.papers.ifactformer.rivals import FNO
 
@@ -31,24 +32,9 @@ class Everywhere(nn.Module):
         return self.project(x).view(u[:, 0].shape)  # type: ignore[no-any-return]
 
 
-def ahead(network: Callable[..., Tensor], *inputs: object) -> Callable[[], object]:
-    """One snapshot ahead."""
-
-    def run() -> object:
-        with torch.inference_mode():
-            return network(*inputs)
-
-    return run
-
-
 def training_step(network: nn.Module, *inputs: object) -> Callable[[], None]:
-    """Forward and backward, gradients dropped afterwards."""
-
-    def run() -> None:
-        network(*inputs).square().mean().backward()
-        network.zero_grad(set_to_none=True)
-
-    return run
+    """Loss and gradients."""
+    return gradient_pass(network, lambda: network(*inputs).square().mean())
 
 
 def cases(quick: bool, device: str) -> Iterator[Case]:
@@ -72,11 +58,11 @@ def cases(quick: bool, device: str) -> Iterator[Case]:
     note = f"{' x '.join(map(str, grid))} points, width 36, {iterations} iterations, float32"
     yield Case(
         "one snapshot of a channel ahead",
-        ahead(parallel, u, axes),
+        forward_pass(parallel, u, axes),
         {
             f"solver on {' x '.join(map(str, solved))} points": lambda: solver.step(start, round(INTERVAL / solver.dt)),
-            "IFactFormer-o": ahead(chained, u, axes),
-            "FNO": ahead(fno, u),
+            "IFactFormer-o": forward_pass(chained, u, axes),
+            "FNO": forward_pass(fno, u),
         },
         3.0,
         note,
@@ -91,12 +77,12 @@ def cases(quick: bool, device: str) -> Iterator[Case]:
     for factor in (1, 2) if quick else (1, 2, 4, 8):
         longer = (factor * grid[0], *grid[1:])
         u, axes = flow(longer)
-        peers = {"IFactFormer-o": ahead(chained, u, axes)}
+        peers = {"IFactFormer-o": forward_pass(chained, u, axes)}
         if factor <= 2:
-            peers["attention between all points"] = ahead(everywhere, u)
+            peers["attention between all points"] = forward_pass(everywhere, u)
         yield Case(
             f"x {factor} as long",
-            ahead(parallel, u, axes),
+            forward_pass(parallel, u, axes),
             peers,
             None,
             f"{' x '.join(map(str, longer))} points",

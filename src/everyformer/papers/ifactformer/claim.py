@@ -13,10 +13,10 @@ from torch import Tensor
 from everyformer.catalog import Job, Measurement, Panel, Plan
 from everyformer.lab import flow_statistics
 from everyformer.lab.channel import ChannelFlow
-from everyformer.lab.measure import count_flops, count_parameters, median, side_by_side
+from everyformer.lab.measure import count_flops, count_parameters, forward_pass, median, side_by_side
 from everyformer.lab.turbulence import KolmogorovFlow
 from everyformer.papers.ifactformer import study
-from everyformer.papers.ifactformer.bench import Everywhere, ahead
+from everyformer.papers.ifactformer.bench import Everywhere
 from everyformer.papers.ifactformer.forecast import Forecaster, relative_error
 from everyformer.papers.ifactformer.model import ifactformer_m
 from everyformer.papers.ifactformer.study import FAILED, MODELS, ORIGINAL, OURS, SIZES, Flow, Life, Where
@@ -121,7 +121,7 @@ def speed(job: Job) -> Measurement:
         for name in MODELS:
             axes = shown.coordinates if name in (OURS, ORIGINAL) else ()
             net = study.network(size, name, shown.test.shape[-1])
-            candidates[name] = ahead(Forecaster(net, shown.test, axes).to(job.device).eval(), start)
+            candidates[name] = forward_pass(Forecaster(net, shown.test, axes).to(job.device).eval(), start)
         times = side_by_side(candidates, rounds=2 if job.scale == "smoke" else 9, device=job.device)
         seconds |= {f"{where}, {name}": median(found) for name, found in times.items()}
     values = list(seconds.values())
@@ -152,9 +152,9 @@ def _lengthened(job: Job) -> dict[str, tuple[list[float], list[float]]]:
         points = (factor * grid[0], *grid[1:])
         flow = torch.randn(1, 1, *points, 3, device=job.device)
         axes = [torch.linspace(0, 1, count, device=job.device) for count in points]
-        candidates = {OURS: ahead(axial, flow, axes)}
+        candidates = {OURS: forward_pass(axial, flow, axes)}
         if factor <= 4:
-            candidates["attention between all points"] = ahead(between_all, flow)
+            candidates["attention between all points"] = forward_pass(between_all, flow)
         for name, found in side_by_side(candidates, rounds=2 if job.scale == "smoke" else 5, device=job.device).items():
             line = lines.setdefault(name, ([], []))
             line[0].append(float(points[0]))

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from everyformer.lab.bench import Case
+from everyformer.lab.measure import gradient_pass
 from everyformer.papers.maze_mlmu.method import fill, joined, mlm_u_loss, next_token_loss, write
 from everyformer.papers.maze_mlmu.model import PAST
 from everyformer.papers.maze_mlmu.tokens import END, MASK, PADDING, SPECIAL
 from everyformer.parts.language import LanguageModel
-
-
-def step(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], Any]:
-    """A forward and a backward pass."""
-
-    def run() -> None:
-        model.zero_grad()
-        loss().backward()
-
-    return run
 
 
 def cases(quick: bool, device: str) -> Iterator[Case]:
@@ -37,10 +27,10 @@ def cases(quick: bool, device: str) -> Iterator[Case]:
     both_sides = LanguageModel(**sizes, depth=2 * depth, causal=False).to(device)
     yield Case(
         f"a step of training, {batch} mazes of {side} x {side}: MLM-U with PAST",
-        step(past, lambda: mlm_u_loss(past, prompt, path, mask_token=MASK)),
+        gradient_pass(past, lambda: mlm_u_loss(past, prompt, path, mask_token=MASK)),
         {
-            "next-token": step(causal, lambda: next_token_loss(causal, prompt, path)),
-            "MLM-U with one stack": step(
+            "next-token": gradient_pass(causal, lambda: next_token_loss(causal, prompt, path)),
+            "MLM-U with one stack": gradient_pass(
                 both_sides, lambda: mlm_u_loss(joined(both_sides), prompt, path, mask_token=MASK)
             ),
         },

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from everyformer.lab.bench import Case
+from everyformer.lab.measure import forward_pass
 from everyformer.papers.mesa.data import ar_sequences
 from everyformer.papers.mesa.model import CausalLinearAttention, loss, tokens
 from everyformer.papers.mesa.training import LossForm
@@ -21,7 +22,7 @@ def cases(quick: bool, device: str) -> Iterator[Case]:
     layer = CausalLinearAttention(dim).to(device)
     note = f"width {dim}, length {length}, {batch} sequences"
     looped = _loop(layer)
-    yield Case("forward", _forward(layer, x), {"loop over t": _forward(looped, x)}, 10.0, note)
+    yield Case("forward", forward_pass(layer, x), {"loop over t": forward_pass(looped, x)}, 10.0, note)
     yield Case("forward and backward", _step(layer, layer, x), {"loop over t": _step(layer, looped, x)}, 10.0, note)
     form = LossForm.of(x)
     weights = [layer.w_kq.detach()[None].requires_grad_(), layer.w_pv.detach()[None].requires_grad_()]
@@ -46,14 +47,6 @@ def _loop(layer: CausalLinearAttention) -> Callable[[Tensor], Tensor]:
         return torch.cat(out, dim=-1).mT
 
     return forward
-
-
-def _forward(forward: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], Any]:
-    def run() -> None:
-        with torch.no_grad():
-            forward(x)
-
-    return run
 
 
 def _step(layer: CausalLinearAttention, forward: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], Any]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from everyformer.lab.bench import Case
+from everyformer.lab.measure import forward_pass
 from everyformer.papers.predformer import study
 from everyformer.papers.predformer.model import Stage
 
@@ -15,16 +16,6 @@ from everyformer.papers.predformer.model import Stage
 def training_step(network: nn.Module, video: Tensor) -> Callable[[], object]:
     """Forward and backward pass."""
     return lambda: torch.autograd.grad(network(video).square().mean(), list(network.parameters()))
-
-
-def forward(network: nn.Module, video: Tensor) -> Callable[[], object]:
-    """Forward pass alone."""
-
-    def run() -> object:
-        with torch.inference_mode():
-            return network(video)
-
-    return run
 
 
 def cases(quick: bool, device: str) -> Iterator[Case]:
@@ -38,14 +29,14 @@ def cases(quick: bool, device: str) -> Iterator[Case]:
     note = f"{batch} sequences of ten frames of 32 x 32, as many parameters, float32"
     steps: dict[str, Callable[[], object]] = {name: training_step(peer, video) for name, peer in peers.items()}
     yield Case("training step", training_step(ours, video), steps, 1.5, note)
-    passes: dict[str, Callable[[], object]] = {name: forward(peer.eval(), video) for name, peer in peers.items()}
-    yield Case("inference", forward(ours.eval(), video), passes, 1.5, note)
+    passes: dict[str, Callable[[], object]] = {name: forward_pass(peer.eval(), video) for name, peer in peers.items()}
+    yield Case("inference", forward_pass(ours.eval(), video), passes, 1.5, note)
     dim, heads = (32, 1) if quick else (256, 8)
     with torch.device(device):
         stage = Stage("T", 1, dim, heads=heads, head_dim=32, hidden=4 * dim).eval()
         tokens = torch.randn(10, 64, dim)
-    time, frames = forward(stage, tokens.transpose(0, 1).contiguous()), forward(stage, tokens)
-    whole = forward(stage, tokens.flatten(0, 1)[None])
+    time, frames = forward_pass(stage, tokens.transpose(0, 1).contiguous()), forward_pass(stage, tokens)
+    whole = forward_pass(stage, tokens.flatten(0, 1)[None])
     yield Case(
         "a block over time and one within frames",
         lambda: (time(), frames()),

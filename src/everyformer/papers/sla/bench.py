@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from everyformer.lab.bench import Case
+from everyformer.lab.measure import forward_pass
 from everyformer.ops.sparse_linear_attention.blocks import classify
 from everyformer.papers.sla.claim import HEAD_DIM, HEADS, forward, training
 from everyformer.papers.sla.layer import SparseLinearAttention
@@ -53,7 +54,7 @@ def video_model(frames: int, device: str) -> Case:
         name: VideoDiT(patch=1, channels=1, dim=256, depth=2, heads=4, attention=attention).to(device).eval()
         for name, attention in (("SLA", SparseLinearAttention), ("full", None))
     }
-    run = {name: inference(model, video, times) for name, model in models.items()}
+    run = {name: forward_pass(model, video, times) for name, model in models.items()}
     return Case(
         f"video DiT, {1024 * frames} tokens, forward",
         run["SLA"],
@@ -61,16 +62,6 @@ def video_model(frames: int, device: str) -> Case:
         None,
         "2 blocks of width 256, 4 heads of 64, float32; 95% sparsity",
     )
-
-
-def inference(model: VideoDiT, video: Tensor, times: Tensor) -> Callable[[], Tensor]:
-    """A forward pass without gradients."""
-
-    def run() -> Tensor:
-        with torch.inference_mode():
-            return model(video, times)  # type: ignore[no-any-return]
-
-    return run
 
 
 def flex(tensors: list[Tensor], layer: SparseLinearAttention) -> Callable[..., Tensor]:

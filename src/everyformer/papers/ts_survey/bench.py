@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from everyformer.lab.bench import Case
+from everyformer.lab.measure import forward_pass
 from everyformer.papers.ts_survey import harness
 from everyformer.papers.ts_survey.harness import Budget, Cell
 from everyformer.papers.ts_survey.model import MODELS
@@ -35,13 +36,7 @@ def cases(quick: bool, device: str) -> Iterator[Case]:
 
 def forward(model: nn.Module, batch: Any) -> Callable[[], None]:
     """The forecast of a batch, without gradients."""
-    model.eval()
-
-    @torch.no_grad()
-    def run() -> None:
-        model(batch[0], batch[2], batch[3])
-
-    return run
+    return forward_pass(model.eval(), batch[0], batch[2], batch[3])
 
 
 def training_step(model: nn.Module, batch: Any) -> Callable[[], None]:

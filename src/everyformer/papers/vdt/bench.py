@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from everyformer.lab.bench import Case
+from everyformer.lab.measure import forward_pass, gradient_pass
 from everyformer.papers.vdt.model import VDT, vdt_s_2
 
 
@@ -35,23 +36,8 @@ class _Whole(nn.Module):
 
 
 def training_step(network: Callable[..., Tensor], module: nn.Module, *inputs: Tensor) -> Callable[[], None]:
-    """Forward and backward, gradients dropped afterwards."""
-
-    def run() -> None:
-        network(*inputs).square().mean().backward()
-        module.zero_grad(set_to_none=True)
-
-    return run
-
-
-def forward(network: Callable[..., Tensor], *inputs: Tensor) -> Callable[[], object]:
-    """One step of sampling without the scheduler."""
-
-    def run() -> object:
-        with torch.inference_mode():
-            return network(*inputs)
-
-    return run
+    """Loss and gradients of a network that may be compiled."""
+    return gradient_pass(module, lambda: network(*inputs).square().mean())
 
 
 def cases(quick: bool, device: str) -> Iterator[Case]:
@@ -75,10 +61,10 @@ def cases(quick: bool, device: str) -> Iterator[Case]:
     )
     yield Case(
         "sampling step",
-        forward(ours, video, times),
+        forward_pass(ours, video, times),
         {
-            "compiled": forward(compiled, video, times),
-            "attention over all tokens at once": forward(joint, video, times),
+            "compiled": forward_pass(compiled, video, times),
+            "attention over all tokens at once": forward_pass(joint, video, times),
         },
         0.8,
         note,
