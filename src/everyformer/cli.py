@@ -305,8 +305,12 @@ def bench(
     dim: Annotated[int | None, typer.Option(min=1, help="mixers: width of a token, 128 unless told.")] = None,
     heads: Annotated[int | None, typer.Option(min=1, help="mixers: heads, 4 unless told.")] = None,
     only: Annotated[str, typer.Option(help="mixers: these alone, separated by commas.")] = "",
-    speed: Annotated[bool, typer.Option(" /--no-speed", help="mixers: without time and memory.")] = True,
-    tasks: Annotated[bool, typer.Option(" /--no-tasks", help="mixers: without the accuracy on tasks.")] = True,
+    speed: Annotated[
+        bool, typer.Option(" /--no-speed", help="mixers: without time and memory.", show_default=False)
+    ] = True,
+    tasks: Annotated[
+        bool, typer.Option(" /--no-tasks", help="mixers: without the accuracy on tasks.", show_default=False)
+    ] = True,
 ) -> None:
     """Time a paper's parts side by side with its peers, in one run; ratios are recorded in OUT.
 

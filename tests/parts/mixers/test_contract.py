@@ -178,9 +178,10 @@ def test_half_precision_stays_near(name, causal):
     expected = mixer(x)
     y = copy.deepcopy(mixer).bfloat16()(x.bfloat16())
     assert y.dtype == torch.bfloat16
-    error = (y.float() - expected).norm() / expected.norm()
-    # Rounding moves a few tokens to another bucket of a hash.
-    assert error < (0.2 if name == "reformer" else 0.05), f"relative error {error:.3f}"
+    error = (y.float() - expected).norm(dim=-1) / expected.norm(dim=-1)
+    # Rounding moves a few of Reformer's tokens to another bucket; all others stay.
+    kept = error.quantile(0.75 if name == "reformer" else 1.0)
+    assert kept < 0.05, f"relative error {kept:.3f}"
 
 
 @over()
