@@ -103,6 +103,8 @@ def test_dry_run_prints_what_the_papers_size_costs(slug):
     assert done.returncode == 0, done.stderr
     for word in ("parameters", "FLOPs", "memory", "launch"):
         assert word in done.stdout
+    for claim in everyformer.paper(slug).claims:
+        assert f"everyformer run {slug}.{claim.name} " in done.stdout or not claim.plan
 
 
 def test_new_lays_out_rooms_that_work(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -279,9 +280,11 @@ def _print_plans(pairs: list[tuple[Paper, Claim]]) -> None:
             console.print("  not planned for this claim\n")
             continue
         plan = getattr(paper.room("claim"), claim.plan)()
+        # Claims that share a plan share its launch too, which names one of them or the whole paper.
+        launch = re.sub(rf"run {paper.slug}(\.\w+)?", f"run {paper.slug}.{claim.name}", plan.launch)
         console.print(
             f"  parameters  {plan.parameters:,}\n  FLOPs       {number(plan.flops)}\n"
-            f"  memory      {plan.memory_bytes / 2**30:.3g} GiB\n  launch      {plan.launch}",
+            f"  memory      {plan.memory_bytes / 2**30:.3g} GiB\n  launch      {launch}",
             highlight=False,
             soft_wrap=True,
         )
