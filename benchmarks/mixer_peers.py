@@ -2,8 +2,9 @@
 
 `python benchmarks/mixer_peers.py` times a forward pass at several lengths and a training step at one, at equal shapes,
 windows and features, in turns, and writes `mixer_peers.json` here: for each mixer the fastest library, our time over
-that of it, and the exponents with which both grow. Packages that are not installed are left out; transformers and timm
-are needed. `--quick` takes short sequences and few rounds.
+that of it, and the exponents with which both grow. What flash-linear-attention has without its kernels are ops, and
+compared as such. Packages that are not installed are left out; transformers and timm are needed. `--quick` takes short
+sequences and few rounds.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ from everyformer import mixers
 from everyformer.files import write_atomic
 from everyformer.lab import environment
 from everyformer.lab.bench import Case, Row, run_cases
+from everyformer.lab.measure import forward_pass
+from everyformer.parts.mixers.rwkv import gated_attention
+from everyformer.parts.mixers.ssd import decayed_attention
 
 BATCH, DIM, HEADS = 2, 256, 4
 FACTOR = 1.3  # our time over the fastest library's, at most
@@ -159,7 +163,8 @@ def peers(tokens: int) -> Iterator[tuple[str, bool, dict[str, Any], Makers]]:
     """Mixer, whether it is causal, its options, and its peers."""
     shape = {"heads": HEADS, "dim_head": DIM // HEADS}
     for causal in (False, True):
-        yield "full", causal, {}, {"torch": functools.partial(Whole, tokens, causal)}
+        theirs = package("x_transformers.x_transformers", "Attention", DIM, causal=causal, flash=True, **shape)
+        yield "full", causal, {}, {"torch": functools.partial(Whole, tokens, causal), "x-transformers": theirs}
     for causal in (False, True):
         yield "window", causal, {"window": 128}, {"local-attention": lambda causal=causal: Theirs(Windows(causal))}
     yield "longformer", False, {"window": 128}, {"transformers": lambda: longformer(tokens)}
@@ -187,6 +192,41 @@ def peers(tokens: int) -> Iterator[tuple[str, bool, dict[str, Any], Makers]]:
     yield "fnet", False, {}, {"transformers": lambda: Theirs(FNetBasicFourierTransform(transform), projected=True)}
 
 
+class Sums(nn.Module):
+    """What a mixer does between its projections, with the tokens' heads as queries, keys and values alike."""
+
+    def __init__(self, op: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.op = op
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.op(x.unflatten(-1, (HEADS, -1)).transpose(1, 2))
+        return y[0] if isinstance(y, tuple) else y
+
+
+def fla(module: str, name: str, call: Callable[[Callable[..., Any], Tensor], Any]) -> Callable[[], Sums]:
+    """A naive op of flash-linear-attention; its kernels need a GPU."""
+    return lambda: Sums(functools.partial(call, getattr(importlib.import_module(f"fla.ops.{module}"), name)))
+
+
+def sums(tokens: int) -> Iterator[tuple[str, Sums, Makers]]:
+    """Causal mixers without their projections, which a library has as an op alone; all of a kind give the same."""
+    fade = torch.log1p(-(2.0 ** -torch.arange(5.0, 5.0 + HEADS))).view(1, HEADS, 1).expand(BATCH, -1, tokens)
+
+    def in_chunks(op: Callable[..., Any], x: Tensor) -> Tensor:
+        turned = x.transpose(1, 2)
+        return op(turned, turned, turned, fade.transpose(1, 2), scale=1.0)[0].transpose(1, 2)
+
+    yield "retention", Sums(lambda x: decayed_attention(x, x, x, fade)), {
+        "fla, retention": fla("retention.naive", "naive_retention", lambda op, x: op(x * (DIM // HEADS) ** 0.5, x, x)),
+        "fla, simple_gla": fla("simple_gla.naive", "naive_chunk_simple_gla", in_chunks),
+    }  # fmt: skip
+    forget, bonus = torch.full((BATCH, HEADS, tokens, DIM // HEADS), -0.1), torch.zeros(HEADS, 1, DIM // HEADS)
+    yield "rwkv", Sums(lambda x: gated_attention(x, x, x, forget, bonus)), {
+        "fla, rwkv6": fla("rwkv6.chunk_naive", "naive_chunk_rwkv6", lambda op, x: op(x, x, x, forget, bonus[:, 0])),
+    }  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True)
 class Timed:
     """A row of times, and what was timed."""
@@ -209,19 +249,26 @@ def timed(lengths: tuple[int, ...], trained: int, rounds: int, only: list[str], 
     What is not installed goes into ``missing``.
     """
     for tokens in lengths:
-        for name, causal, options, others in peers(tokens):
-            if only and name not in only:
-                continue
+        for name, causal, ours, others in pairs(tokens, only):
             made = installed(others, missing)
-            ours = mixers.create(name, DIM, heads=HEADS, causal=causal, length=tokens, **options)
             x = torch.randn(BATCH, tokens, DIM)
             title = f"{name}, {'causal' if causal else 'both ways'}, {tokens} tokens"
-            for kind, way in (("forward", forward), ("training step", step)):
-                if made and (way is forward or tokens == trained):
+            for kind, way in (("forward", forward_pass), ("training step", step)):
+                if made and (way is forward_pass or tokens == trained):
                     beside = {who: way(other, x) for who, other in made.items()}
                     case = Case(f"{title}, {kind}", way(ours, x), beside, target=1 / FACTOR)
                     (row,) = run_cases([case], rounds, "cpu")
                     yield Timed(name, causal, tokens, kind, row)
+
+
+def pairs(tokens: int, only: list[str]) -> Iterator[tuple[str, bool, nn.Module, Makers]]:
+    """Name, whether it is causal, ours, and its peers."""
+    for name, causal, options, others in peers(tokens):
+        if not only or name in only:
+            yield name, causal, mixers.create(name, DIM, heads=HEADS, causal=causal, length=tokens, **options), others
+    for name, ours, others in sums(tokens):
+        if not only or name in only:
+            yield name, True, ours, others
 
 
 def installed(others: Makers, missing: set[str]) -> dict[str, nn.Module]:
@@ -233,16 +280,6 @@ def installed(others: Makers, missing: set[str]) -> dict[str, nn.Module]:
         except ModuleNotFoundError:
             missing.add(who)
     return made
-
-
-def forward(mixer: nn.Module, x: Tensor) -> Callable[[], object]:
-    """A pass without gradients."""
-
-    def once() -> None:
-        with torch.no_grad():
-            mixer(x)
-
-    return once
 
 
 def step(mixer: nn.Module, x: Tensor) -> Callable[[], object]:
