@@ -134,6 +134,35 @@ def _attention_descends_an_energy(tokens: int, seed: int) -> float:
     return _difference(state - gradient, attention)
 
 
+def _attention_passes_messages(tokens: int, seed: int) -> float:
+    tokens = min(tokens, 512)  # there is an edge for each pair
+    query, key, value, _ = drawn(tokens, seed)
+    sender, receiver = torch.ones(tokens, tokens).nonzero().T
+    weight = (query[:, receiver] * key[:, sender]).sum(-1, keepdim=True).exp()
+    received = torch.zeros_like(value).index_add(1, receiver, weight * value[:, sender])
+    total = torch.zeros_like(weight[:, :tokens]).index_add(1, receiver, weight)
+    attention = (query @ key.transpose(-1, -2)).softmax(-1) @ value
+    return _difference(received / total, attention)
+
+
+def _heads_are_a_code(tokens: int, seed: int) -> float:
+    query, key, value, _ = drawn(tokens, seed)
+    generator = torch.Generator().manual_seed(seed)
+    read, write = torch.randn(2, HEADS, WIDTH, WIDTH, dtype=torch.float64, generator=generator) / WIDTH**0.5
+    x, code = value[0], (query @ key.transpose(-1, -2)).softmax(-1)
+    attention = (code @ (x @ read) @ write).sum(0)
+    # One query's layer for each key: the heads' matrices, mixed by how much each head attends.
+    layers = torch.einsum("hk,hio->kio", code[:, -1], read @ write)
+    return _difference(torch.einsum("ki,kio->o", x, layers), attention[-1])
+
+
+def _feed_forward_asks_all_experts(tokens: int, seed: int) -> float:
+    query, key, value, _ = drawn(tokens, seed)
+    x, into, out = query[0], key[0, :64].T, value[0, :64]
+    experts = zip(into.tensor_split(4, dim=1), out.tensor_split(4), strict=True)
+    return _difference((x @ into).relu() @ out, torch.stack([(x @ a).relu() @ b for a, b in experts]).sum(0))
+
+
 _LINKS = (
     Connection(
         "linear", "recurrent network", "Linear attention is a recurrent network with a matrix for a state and gate one.",
@@ -161,6 +190,18 @@ _LINKS = (
     Connection(
         "attention", "associative memory", "Attention to stored patterns is a gradient step on a Hopfield energy.",
         "2008.02217", _attention_descends_an_energy,
+    ),
+    Connection(
+        "attention", "graph network", "Attention is message passing on the graph in which all tokens are neighbours.",
+        "1710.10903", _attention_passes_messages,
+    ),
+    Connection(
+        "attention", "hyper-network", "What the heads attend with is a code from which a layer is made for each pair.",
+        "2406.05816", _heads_are_a_code,
+    ),
+    Connection(
+        "feed-forward network", "mixture of experts", "A feed-forward network is a mixture of experts that asks them all.",
+        "1701.06538", _feed_forward_asks_all_experts,
     ),
 )  # fmt: skip
 
