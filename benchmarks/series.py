@@ -73,7 +73,12 @@ def plot(found: dict[tuple[str, str], Study]) -> Figure:
             axis.plot(
                 xs, ys, style, marker="o", markersize=4, color=colour, label="" if variant == "without" else model
             )
-        axis.set(title=f"{name}, {SETS[data]}", xlabel=AXES[one.axis], ylabel="test MSE", yscale="log")
+        axis.set(
+            title=f"{name}, {SETS[data]}" + (", dotted: without" if "variants" in STUDIES[name] else ""),
+            xlabel=AXES[one.axis],
+            ylabel="test MSE",
+            yscale="log",
+        )
         axis.grid(True, which="both", linewidth=0.3)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5)
