@@ -39,12 +39,23 @@ def by_name(advice):
 
 def test_power_laws_are_met_between_lengths_and_beyond_them():
     points = [(n, 1e-8 * n**2) for n in LENGTHS]
-    for length, outside in ((512, False), (4096, False), (16384, True), (64, True)):
+    for length, place in ((512, "between"), (4096, "measured"), (16384, "beyond")):
         found = adviser.predict(points, length, growth=1.0)
-        assert found.value == pytest.approx(1e-8 * length**2) and found.extrapolated == outside
+        assert found.value == pytest.approx(1e-8 * length**2) and found.place == place
     assert adviser.predict(points[:1], 512, growth=2.0).value == pytest.approx(1e-8 * 512**2)
     with pytest.raises(ValueError, match="at least one measured length"):
         adviser.predict([], 512, growth=1.0)
+
+
+def test_below_the_shortest_length_its_figure_is_the_most_it_can_be():
+    for points in ([(256, 1.0), (1024, 20.0)], [(256, 1.0)]):
+        found = adviser.predict(points, 1, growth=2.0)
+        assert found.value == pytest.approx(1.0) and found.place == "below"
+    wish = Wish(16, latency=1e-4, memory=1e5)
+    full = by_name(adviser.advise(table(), wish))["full"]
+    assert full.seconds.value == pytest.approx(1e-8 * 256**2) and full.against == ("may be too slow", "may be too large")
+    assert adviser_display.figure_of(full.seconds, "seconds") == "≤655 µs"
+    assert any("≤ at most" in line for line in adviser_display.notes([full], wish, table()))
 
 
 def test_bent_lines_are_followed_piece_by_piece():
@@ -180,13 +191,19 @@ def test_the_import_line_makes_the_mixer():
         assert made.dim == 128 and made.heads == 4 and isinstance(made, mixers.cards()[name].kind)
 
 
-def test_figures_are_readable_and_say_where_they_are_extrapolated():
+def test_figures_are_readable_and_say_where_they_were_not_measured():
     beyond = by_name(adviser.advise(table(), Wish(65536)))["full"]
-    assert beyond.extrapolated and adviser_display.figure_of(beyond.seconds, "seconds") == "~42.9 s"
-    assert adviser_display.figure_of(beyond.bytes, "bytes") == "~65.5 MB"
+    assert adviser_display.figure_of(beyond.seconds, "seconds") == "~~42.9 s"
+    assert adviser_display.figure_of(beyond.bytes, "bytes") == "~~65.5 MB"
     assert adviser_display.figure_of(None, "seconds") == "–"
-    notes = adviser_display.notes([beyond], Wish(65536), table())
-    assert any("extrapolated" in line for line in notes)
+    lengths = "Measured at 256, 1,024, 4,096 tokens"
+    assert f"{lengths}; ~~ extrapolated beyond them" in adviser_display.notes([beyond], Wish(65536), table())
+    between = by_name(adviser.advise(table(), Wish(3000)))["full"]
+    assert adviser_display.figure_of(between.seconds, "seconds") == "~90 ms"
+    assert f"{lengths}; ~ interpolated between them" in adviser_display.notes([between], Wish(3000), table())
+    measured = by_name(adviser.advise(table(), Wish(1024)))["full"]
+    assert adviser_display.figure_of(measured.seconds, "seconds") == "10.5 ms"
+    assert lengths in adviser_display.notes([measured], Wish(1024), table())
 
 
 def test_the_plot_shows_those_that_none_beats(tmp_path):

@@ -12,6 +12,7 @@ from everyformer import mixers
 from everyformer.lab.mixer_table import MEASURE, Speed, Step, Table
 
 Order = Literal["accuracy", "latency", "memory"]
+Place = Literal["measured", "between", "beyond", "below"]
 STEPS: tuple[str, ...] = get_args(Step)
 ORDERS: tuple[str, ...] = get_args(Order)
 MOST_TOKENS = 10**8
@@ -50,10 +51,10 @@ class Wish:
 
 @dataclasses.dataclass(frozen=True)
 class Predicted:
-    """A predicted figure, and whether the length lies beyond those measured."""
+    """A predicted figure, and where its length lies among those measured; one ``below`` them is at most ``value``."""
 
     value: float
-    extrapolated: bool
+    place: Place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +78,9 @@ class Advice:
     best: bool = False
 
     @property
-    def extrapolated(self) -> bool:
-        """Whether a figure lies beyond the lengths measured."""
-        return any(figure is not None and figure.extrapolated for figure in (self.seconds, self.bytes))
+    def places(self) -> set[Place]:
+        """Where its figures lie among the lengths measured."""
+        return {figure.place for figure in (self.seconds, self.bytes) if figure is not None}
 
 
 def parse_bytes(text: str) -> float:
@@ -144,9 +145,10 @@ def usable(tables: Iterable[Table]) -> list[Table]:
 
 
 def predict(points: Sequence[tuple[int, float]], length: int, growth: float) -> Predicted:
-    """Along straight lines through the logarithms of lengths and figures; beyond them the end lines go on.
+    """Along straight lines through the logarithms of lengths and figures; beyond the longest the last line goes on.
 
-    With a single point the figure grows with the power ``growth``.
+    With a single point the figure grows with the power ``growth``. Below the shortest length it is that length's: what
+    every call costs does not shrink with the tokens, so that a line which went on would promise too little.
 
     Raises:
         ValueError: no points.
@@ -155,12 +157,14 @@ def predict(points: Sequence[tuple[int, float]], length: int, growth: float) -> 
         raise ValueError("points must hold at least one measured length")
     known = sorted((math.log(at), math.log(value)) for at, value in points)
     x = math.log(length)
-    outside = not known[0][0] <= x <= known[-1][0]
+    if x < known[0][0]:
+        return Predicted(math.exp(known[0][1]), "below")
+    place: Place = "measured" if any(x == at for at, _ in known) else "between" if x < known[-1][0] else "beyond"
     if len(known) == 1:
-        return Predicted(math.exp(known[0][1] + growth * (x - known[0][0])), outside)
+        return Predicted(math.exp(known[0][1] + growth * (x - known[0][0])), place)
     left = next((index for index in range(len(known) - 2, 0, -1) if known[index][0] <= x), 0)
     (x0, y0), (x1, y1) = known[left], known[left + 1]
-    return Predicted(math.exp(y0 + (y1 - y0) * (x - x0) / (x1 - x0)), outside)
+    return Predicted(math.exp(y0 + (y1 - y0) * (x - x0) / (x1 - x0)), place)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,10 +243,9 @@ def _advice(card: mixers.Card, table: Table, wish: Wish) -> Advice:
         against.append("keeps no cache")
     elif seconds is None:
         against.append("not measured")
-    if seconds and wish.latency is not None and seconds.value > wish.latency:
-        against.append("too slow")
-    if size and wish.memory is not None and size.value > wish.memory:
-        against.append("too large")
+    for figure, most, words in ((seconds, wish.latency, "too slow"), (size, wish.memory, "too large")):
+        if figure and most is not None and figure.value > most:
+            against.append(f"may be {words}" if figure.place == "below" else words)
     accuracies = {row.task: row.accuracy for row in table.accuracy if row.mixer == card.name}
     return Advice(card, seconds, size, accuracies, _quality(card.name, table, wish), tuple(against))
 

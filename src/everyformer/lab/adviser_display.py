@@ -7,12 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from everyformer import mixers
-from everyformer.lab.adviser import Advice, Error, Predicted, Wish, left_out
+from everyformer.lab.adviser import Advice, Error, Place, Predicted, Wish, left_out
 from everyformer.lab.mixer_table import MEASURE, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table as RichTable
+
+# Before a figure of a length that was not measured, and what it means.
+MARKS: dict[Place, tuple[str, str]] = {
+    "between": ("~", "interpolated between them"),
+    "beyond": ("~~", "extrapolated beyond them"),
+    "below": ("≤", "at most: the figure of the shortest, since what every call costs does not shrink with the tokens"),
+}
 
 
 def import_line(card: mixers.Card, table: Table, wish: Wish) -> str:
@@ -34,11 +41,11 @@ def facts(card: mixers.Card) -> list[str]:
 
 
 def figure_of(predicted: Predicted | None, kind: str) -> str:
-    """Seconds or bytes as tables show them; a tilde says that the length lies beyond those measured."""
+    """Seconds or bytes as tables show them, with a mark where the length was not measured (:data:`MARKS`)."""
     if predicted is None:
         return "–"
     said = readable_seconds(predicted.value) if kind == "seconds" else readable_bytes(predicted.value)
-    return f"~{said}" if predicted.extrapolated else said
+    return MARKS.get(predicted.place, ("", ""))[0] + said
 
 
 def errors_in_words(errors: dict[str, Error]) -> str:
@@ -106,12 +113,14 @@ def notes(advice: Sequence[Advice], wish: Wish, table: Table, elsewhere: str = "
         )
     if any(one.best for one in advice):
         said.append("* no other that fits is faster and better")
-    if any(one.extrapolated for one in advice):
-        said.append("~ extrapolated: the length was not measured, nor a shorter and a longer one")
+    lengths = sorted({row.length for row in table.speed if row.causal == wish.causal and row.seconds(wish.step)})
+    if lengths:
+        marks = [f"{mark} {words}" for place, (mark, words) in MARKS.items() if any(place in one.places for one in advice)]
+        said.append("; ".join([f"Measured at {', '.join(f'{length:,}' for length in lengths)} tokens", *marks]))
     said.append(errors_in_words(left_out(table, wish.step)))
-    if lengths := [row.length for row in table.accuracy]:
+    if tested := [row.length for row in table.accuracy]:
         said.append(
-            f"Accuracy is of small networks, trained alike on {min(lengths)} to {max(lengths)} tokens whatever the length "
+            f"Accuracy is of small networks, trained alike on {min(tested)} to {max(tested)} tokens whatever the length "
             "asked for"
         )
     first = advice[0] if advice and not advice[0].against else None
@@ -161,11 +170,11 @@ def plot(advice: Sequence[Advice], wish: Wish, table: Table) -> Figure:
     for fits, colour, label in ((True, "#0072b2", "fits"), (False, "#8c8c8c", "does not")):
         chosen = [point for point in points if bool(point[0].against) != fits]
         for hollow in (False, True):
-            some = [point for point in chosen if point[0].extrapolated == hollow]
+            some = [point for point in chosen if bool(point[0].places & {"beyond", "below"}) == hollow]
             if some:
                 axis.scatter(
                     [x for _, x, _ in some], [y for _, _, y in some], s=36, edgecolors=colour,
-                    facecolors="none" if hollow else colour, label=f"{label}, extrapolated" if hollow else label,
+                    facecolors="none" if hollow else colour, label=f"{label}, outside the lengths measured" if hollow else label,
                 )  # fmt: skip
     front = sorted((x, y) for one, x, y in points if one.best)
     axis.plot([x for x, _ in front], [y for _, y in front], color="#d55e00", linewidth=1.2, label="none is better")
