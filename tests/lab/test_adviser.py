@@ -6,7 +6,7 @@ import pytest
 from everyformer import mixers
 from everyformer.lab import adviser, adviser_display
 from everyformer.lab.adviser import Wish
-from everyformer.lab.mixer_table import Accuracy, Speed, Table
+from everyformer.lab.mixer_table import NO_ROOM, Accuracy, Speed, Table
 
 LENGTHS = (256, 1024, 4096)
 
@@ -98,6 +98,31 @@ def test_who_fits_comes_first_and_the_most_accurate_of_them():
 )
 def test_what_speaks_against_a_mixer_is_said(wish, name, against):
     assert by_name(adviser.advise(table(), wish))[name].against == against
+
+
+@pytest.mark.parametrize(
+    ("tokens", "reason", "against"),
+    [
+        (8192, NO_ROOM, ("no memory for 8,192 tokens",)),
+        (16384, NO_ROOM, ("no memory for 8,192 tokens",)),
+        (16384, "time: about 9 s", ()),
+        (4096, NO_ROOM, ()),
+    ],
+)
+def test_where_a_mixer_was_stopped_is_said_and_memory_speaks_against_it(tokens, reason, against):
+    stopped = [Speed("full", False, length, stopped=reason) for length in (8192, 16384)]
+    known, wish = table(speed=[*table().speed, *stopped]), Wish(tokens)
+    advice = adviser.advise(known, wish)
+    assert by_name(advice)["full"].against == against and (advice[0].card.name == "full") == (not against)
+    said = f"full was stopped at 8,192 tokens, {reason}"
+    assert (said in adviser_display.notes(advice, wish, known)) == (tokens > 4096)
+
+
+def test_the_settings_that_accuracy_is_of_are_told():
+    notes = "\n".join(adviser_display.notes(adviser.advise(table(), Wish(512)), Wish(512), table()))
+    assert "narrower windows" in notes and "Recall was read causally" in notes
+    bare = table(accuracy=[])
+    assert "Recall" not in "\n".join(adviser_display.notes(adviser.advise(bare, Wish(512)), Wish(512), bare))
 
 
 def test_orders_by_latency_and_memory():

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
 from everyformer import mixers
-from everyformer.lab.mixer_table import MEASURE, Speed, Step, Table
+from everyformer.lab.mixer_table import MEASURE, NO_ROOM, Speed, Step, Table
 
 Order = Literal["accuracy", "latency", "memory"]
 Place = Literal["measured", "between", "beyond", "below"]
@@ -66,6 +66,7 @@ class Advice:
         accuracies: per cent right by task.
         quality: mean over the tasks of how far from chance to all right, 0 to 1; none where not all were run.
         against: what speaks against it; fits where this is empty.
+        stopped: the shortest length, up to the one asked for, at which the step was not run, with the reason; or none.
         best: whether no other that fits is both faster and better.
     """
 
@@ -75,6 +76,7 @@ class Advice:
     accuracies: dict[str, float]
     quality: float | None
     against: tuple[str, ...]
+    stopped: Speed | None = None
     best: bool = False
 
     @property
@@ -234,6 +236,8 @@ def _advice(card: mixers.Card, table: Table, wish: Wish) -> Advice:
     rows = [row for row in table.speed if row.mixer == card.name and row.causal == wish.causal]
     seconds = _predicted([(row, row.seconds(wish.step)) for row in rows], wish.tokens, card.growth, wish.step)
     size = _predicted([(row, row.bytes(wish.step)) for row in rows], wish.tokens, card.growth, wish.step)
+    unrun = [row for row in rows if row.stopped and row.length <= wish.tokens and row.seconds(wish.step) is None]
+    stopped = min(unrun, key=lambda row: row.length, default=None)
     against = []
     if wish.causal and not card.causal:
         against.append("cannot be causal")
@@ -243,11 +247,13 @@ def _advice(card: mixers.Card, table: Table, wish: Wish) -> Advice:
         against.append("keeps no cache")
     elif seconds is None:
         against.append("not measured")
+    elif stopped and stopped.stopped == NO_ROOM:
+        against.append(f"no memory for {stopped.length:,} tokens")
     for figure, most, words in ((seconds, wish.latency, "too slow"), (size, wish.memory, "too large")):
         if figure and most is not None and figure.value > most:
             against.append(f"may be {words}" if figure.place == "below" else words)
     accuracies = {row.task: row.accuracy for row in table.accuracy if row.mixer == card.name}
-    return Advice(card, seconds, size, accuracies, _quality(card.name, table, wish), tuple(against))
+    return Advice(card, seconds, size, accuracies, _quality(card.name, table, wish), tuple(against), stopped)
 
 
 def _predicted(rows: list[tuple[Speed, float | None]], tokens: int, growth: float, step: Step) -> Predicted | None:

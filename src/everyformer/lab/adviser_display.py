@@ -117,11 +117,17 @@ def notes(advice: Sequence[Advice], wish: Wish, table: Table, elsewhere: str = "
     if lengths:
         marks = [f"{mark} {words}" for place, (mark, words) in MARKS.items() if any(place in one.places for one in advice)]
         said.append("; ".join([f"Measured at {', '.join(f'{length:,}' for length in lengths)} tokens", *marks]))
+    unrun = [(one.card.name, one.stopped) for one in advice if one.stopped]
+    said += [f"{name} was stopped at {row.length:,} tokens, {row.stopped}" for name, row in unrun]
     said.append(errors_in_words(left_out(table, wish.step)))
     if tested := [row.length for row in table.accuracy]:
         said.append(
             f"Accuracy is of small networks, trained alike on {min(tested)} to {max(tested)} tokens whatever the length "
-            "asked for"
+            "asked for, with narrower windows, blocks and landmarks than those timed here and made by the import line"
+        )
+        said.append(
+            "Recall was read causally by all that can be causal; ListOps and pixels by networks that see all, except for "
+            "mixers that are causal only"
         )
     first = advice[0] if advice and not advice[0].against else None
     said.append(f"First choice: {import_line(first.card, table, wish)}" if first else "None fits.")

@@ -17,7 +17,7 @@ from everyformer import mixers
 from everyformer.catalog import Scale, lookup
 from everyformer.lab import environment, mixing_samples, mixing_tasks
 from everyformer.lab.measure import count_parameters, median, peak_extra_bytes, side_by_side
-from everyformer.lab.mixer_table import Accuracy, Speed, Table, load, save
+from everyformer.lab.mixer_table import NO_ROOM, Accuracy, Speed, Table, load, save
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 
@@ -142,7 +142,7 @@ def speeds(
             except (MemoryError, RuntimeError) as error:
                 if not _is_memory(error):
                     raise
-                row = Speed(name, causal, length, stopped="memory of the machine")
+                row = Speed(name, causal, length, stopped=NO_ROOM)
         rows.append(row)
         yield row
 

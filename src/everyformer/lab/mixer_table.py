@@ -11,6 +11,7 @@ from typing import Any, Literal
 from everyformer.files import write_atomic
 
 Step = Literal["forward", "training", "token"]
+NO_ROOM = "memory of the machine"  # why a mixer was stopped that the machine had no memory for
 MEASURE = "everyformer bench mixers"  # the command that fills a table
 
 
