@@ -86,6 +86,16 @@ def test_time_and_accuracy_can_be_measured_apart(file, capsys, monkeypatch):
     assert len(table.speed) == len(table.accuracy) == 4
 
 
+def test_what_is_known_can_be_measured_again(file, capsys, monkeypatch):
+    words = ("bench", "mixers", "--quick", "--only", "fnet", "--no-tasks")
+    assert "once more" in call(capsys, monkeypatch, *words)[1]
+    before = file.read_bytes()
+    assert "seeing all" not in call(capsys, monkeypatch, *words)[1] and file.read_bytes() == before
+    assert "fnet, seeing all, once more" in call(capsys, monkeypatch, *words, "--again")[1]
+    (table,) = mixer_table.load([file])
+    assert len(table.runs) == 2 and {row.run for row in table.speed} == {max(table.runs)}
+
+
 def test_what_is_measured_in_haste_is_not_advised_by(file, capsys, monkeypatch):
     call(capsys, monkeypatch, "bench", "mixers", "--quick", "--only", "full", "--no-tasks")
     code, _, err = call(capsys, monkeypatch, "advise", "--tokens", "64")
@@ -129,6 +139,7 @@ def test_the_help_names_what_there_is_besides_papers(capsys, monkeypatch):
         (("bench", "mixers", "--peer", "peers.py"), "peer must not be given for mixers"),
         (("bench", "mixers", "--no-tasks", "--no-speed"), "no-speed and no-tasks must not both be given"),
         (("bench", "sla", "--dim", "30"), "are for `everyformer bench mixers`, got paper 'sla'"),
+        (("bench", "compress", "--again"), "are for `everyformer bench mixers`, got paper 'compress'"),
         (("bench", "compress", "--no-speed"), "are for `everyformer bench mixers`, got paper 'compress'"),
         (("bench", "compress", "--peer", "peers.py"), "peer must not be given for compress"),
         (("bench", "compress", "--device", "tpu"), "device must be one of cpu"),

@@ -311,6 +311,7 @@ def bench(
     tasks: Annotated[
         bool, typer.Option(" /--no-tasks", help="mixers: without the accuracy on tasks.", show_default=False)
     ] = True,
+    again: Annotated[bool, typer.Option("--again", help="mixers: measure what is known too, and replace it.")] = False,
 ) -> None:
     """Time a paper's parts side by side with its peers, in one run; ratios are recorded in OUT.
 
@@ -324,10 +325,10 @@ def bench(
         raise ValueError(f"peer must not be given for {paper}: they are one another's peers")
     if paper == "mixers":
         told = {"dim": dim, "heads": heads}
-        return _bench_mixers(quick, device, out, told, only, speed=speed, tasks=tasks)
-    if dim is not None or heads is not None or only or not speed or not tasks:
+        return _bench_mixers(quick, device, out, told, only, speed=speed, tasks=tasks, again=again)
+    if dim is not None or heads is not None or only or not speed or not tasks or again:
         raise ValueError(
-            f"dim, heads, only, no-speed and no-tasks are for `everyformer bench mixers`, got paper {paper!r}"
+            f"dim, heads, only, no-speed, no-tasks and again are for `everyformer bench mixers`, got paper {paper!r}"
         )
     if paper == "compress":
         return _bench_compress(quick, device, out or Path("benchmarks"))
@@ -351,7 +352,15 @@ def _bench_compress(quick: bool, device: str, out: Path) -> None:
 
 
 def _bench_mixers(
-    quick: bool, device: str, out: Path | None, width: dict[str, int | None], only: str, *, speed: bool, tasks: bool
+    quick: bool,
+    device: str,
+    out: Path | None,
+    width: dict[str, int | None],
+    only: str,
+    *,
+    speed: bool,
+    tasks: bool,
+    again: bool,
 ) -> None:
     import dataclasses
 
@@ -372,6 +381,7 @@ def _bench_mixers(
         settings=settings,
         names=names,
         device=device,
+        again=again,
         progress=lambda line: console.print(f"[dim]·[/] {line}", highlight=False),
     )
     console.print(f"{len(found.speed)} timings and {len(found.accuracy)} accuracies of {found.device}", highlight=False)

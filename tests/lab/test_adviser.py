@@ -53,7 +53,10 @@ def test_below_the_shortest_length_its_figure_is_the_most_it_can_be():
         assert found.value == pytest.approx(1.0) and found.place == "below"
     wish = Wish(16, latency=1e-4, memory=1e5)
     full = by_name(adviser.advise(table(), wish))["full"]
-    assert full.seconds.value == pytest.approx(1e-8 * 256**2) and full.against == ("may be too slow", "may be too large")
+    assert full.seconds.value == pytest.approx(1e-8 * 256**2) and full.against == (
+        "may be too slow",
+        "may be too large",
+    )
     assert adviser_display.figure_of(full.seconds, "seconds") == "≤655 µs"
     assert any("≤ at most" in line for line in adviser_display.notes([full], wish, table()))
 
@@ -144,6 +147,18 @@ def test_training_and_token_have_their_own_figures():
     assert training.seconds.value == pytest.approx(3e-8 * 1024**2) and training.bytes.value == pytest.approx(3e3 * 1024)
     token = by_name(adviser.advise(table(), Wish(1024, causal=True, step="token")))["full"]
     assert token.seconds.value == pytest.approx(1e-4)
+
+
+def test_a_token_is_not_judged_by_the_memory_of_a_pass():
+    wish = Wish(1024, causal=True, step="token", memory=1e4)
+    advice = adviser.advise(table(), wish)
+    assert by_name(advice)["full"].bytes is None and by_name(advice)["full"].against == ()
+    assert any("Memory for a token was not measured" in line for line in adviser_display.notes(advice, wish, table()))
+    known = [dataclasses.replace(one, token_memory=one.length * 1e2) for one in table().speed]
+    advice = adviser.advise(table(speed=known), wish)
+    assert by_name(advice)["full"].bytes.value == pytest.approx(102400)
+    assert by_name(advice)["full"].against == ("too large",)
+    assert not any("not measured" in line for line in adviser_display.notes(advice, wish, table()))
 
 
 def test_the_table_of_this_machine_is_taken_and_another_one_is_told():

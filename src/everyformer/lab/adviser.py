@@ -9,11 +9,10 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
 from everyformer import mixers
-from everyformer.lab.mixer_table import MEASURE, NO_ROOM, Speed, Step, Table
+from everyformer.lab.mixer_table import MEASURE, NO_ROOM, STEPS, Speed, Step, Table
 
 Order = Literal["accuracy", "latency", "memory"]
 Place = Literal["measured", "between", "beyond", "below"]
-STEPS: tuple[str, ...] = get_args(Step)
 ORDERS: tuple[str, ...] = get_args(Order)
 MOST_TOKENS = 10**8
 LEFT_TO_RIGHT = "chars"  # the task that only causal mixers can do

@@ -115,11 +115,15 @@ def notes(advice: Sequence[Advice], wish: Wish, table: Table, elsewhere: str = "
         said.append("* no other that fits is faster and better")
     lengths = sorted({row.length for row in table.speed if row.causal == wish.causal and row.seconds(wish.step)})
     if lengths:
-        marks = [f"{mark} {words}" for place, (mark, words) in MARKS.items() if any(place in one.places for one in advice)]
+        marks = [
+            f"{mark} {words}" for place, (mark, words) in MARKS.items() if any(place in one.places for one in advice)
+        ]
         said.append("; ".join([f"Measured at {', '.join(f'{length:,}' for length in lengths)} tokens", *marks]))
     unrun = [(one.card.name, one.stopped) for one in advice if one.stopped]
     said += [f"{name} was stopped at {row.length:,} tokens, {row.stopped}" for name, row in unrun]
     said.append(errors_in_words(left_out(table, wish.step)))
+    if any(one.seconds and not one.bytes for one in advice):
+        said.append(f"Memory for a {wish.step} was not measured, so that none is judged by it where there is no figure")
     if tested := [row.length for row in table.accuracy]:
         said.append(
             f"Accuracy is of small networks, trained alike on {min(tested)} to {max(tested)} tokens whatever the length "
@@ -178,9 +182,10 @@ def plot(advice: Sequence[Advice], wish: Wish, table: Table) -> Figure:
         for hollow in (False, True):
             some = [point for point in chosen if bool(point[0].places & {"beyond", "below"}) == hollow]
             if some:
+                where = ", outside the lengths measured" if hollow else ""
                 axis.scatter(
                     [x for _, x, _ in some], [y for _, _, y in some], s=36, edgecolors=colour,
-                    facecolors="none" if hollow else colour, label=f"{label}, outside the lengths measured" if hollow else label,
+                    facecolors="none" if hollow else colour, label=label + where,
                 )  # fmt: skip
     front = sorted((x, y) for one, x, y in points if one.best)
     axis.plot([x for x, _ in front], [y for _, y in front], color="#d55e00", linewidth=1.2, label="none is better")
