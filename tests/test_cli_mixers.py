@@ -109,7 +109,7 @@ def test_compressors_are_measured_and_shown(tmp_path, capsys, monkeypatch):
     words = ("bench", "compress", "--quick", "--out", str(tmp_path))
     code, out, _ = call(capsys, monkeypatch, *words)
     assert code == 0 and "characters, half of the heads" in out and "digits, half of the heads" in out
-    rows = json.loads((tmp_path / "compress.json").read_text())["rows"]
+    rows = json.loads((tmp_path / "compress.json").read_text())["tables"][0]["rows"]
     before, after = (rows[0][name]["file_bytes"] / 1e3 for name in ("before", "after"))
     assert after < before and f"{before:.4g} → {after:.4g}" in out
     written = (tmp_path / "compress.json").read_bytes()
@@ -139,7 +139,7 @@ def test_the_help_names_what_there_is_besides_papers(capsys, monkeypatch):
         (("bench", "mixers", "--peer", "peers.py"), "peer must not be given for mixers"),
         (("bench", "mixers", "--no-tasks", "--no-speed"), "no-speed and no-tasks must not both be given"),
         (("bench", "sla", "--dim", "30"), "are for `everyformer bench mixers`, got paper 'sla'"),
-        (("bench", "compress", "--again"), "are for `everyformer bench mixers`, got paper 'compress'"),
+        (("bench", "sla", "--again"), "again is for `everyformer bench mixers` and `compress`"),
         (("bench", "compress", "--no-speed"), "are for `everyformer bench mixers`, got paper 'compress'"),
         (("bench", "compress", "--peer", "peers.py"), "peer must not be given for compress"),
         (("bench", "compress", "--device", "tpu"), "device must be one of cpu"),

@@ -311,7 +311,9 @@ def bench(
     tasks: Annotated[
         bool, typer.Option(" /--no-tasks", help="mixers: without the accuracy on tasks.", show_default=False)
     ] = True,
-    again: Annotated[bool, typer.Option("--again", help="mixers: measure what is known too, and replace it.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="mixers, compress: measure what is known too, and replace it.")
+    ] = False,
 ) -> None:
     """Time a paper's parts side by side with its peers, in one run; ratios are recorded in OUT.
 
@@ -326,16 +328,20 @@ def bench(
     if paper == "mixers":
         told = {"dim": dim, "heads": heads}
         return _bench_mixers(quick, device, out, told, only, speed=speed, tasks=tasks, again=again)
-    if dim is not None or heads is not None or only or not speed or not tasks or again:
+    if dim is not None or heads is not None or only or not speed or not tasks:
         raise ValueError(
-            f"dim, heads, only, no-speed, no-tasks and again are for `everyformer bench mixers`, got paper {paper!r}"
+            f"dim, heads, only, no-speed and no-tasks are for `everyformer bench mixers`, got paper {paper!r}"
         )
     if paper == "compress":
-        return _bench_compress(quick, device, out or Path("benchmarks"))
+        return _bench_compress(quick, device, out or Path("benchmarks"), again=again)
+    if again:
+        raise ValueError(
+            f"again is for `everyformer bench mixers` and `compress`, which keep what is known, got paper {paper!r}"
+        )
     _bench_paper(paper, quick, device, peer, out or Path("benchmarks"))
 
 
-def _bench_compress(quick: bool, device: str, out: Path) -> None:
+def _bench_compress(quick: bool, device: str, out: Path, *, again: bool) -> None:
     from everyformer.lab import compress_bench, environment, runner
 
     environment.check_device(device)
@@ -346,7 +352,7 @@ def _bench_compress(quick: bool, device: str, out: Path) -> None:
         rows.append(row)
         console.print(f"[dim]·[/] {row['model']}, {row['method']}", highlight=False)
 
-    file = compress_bench.run(quick=quick, device=device, out=out, report=note)
+    file = compress_bench.run(quick=quick, device=device, out=out, again=again, report=note)
     console.print(compress_bench.rich_table(rows))
     console.print(f"Recorded: {file}", highlight=False, soft_wrap=True)
 
