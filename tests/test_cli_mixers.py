@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -26,8 +27,10 @@ def call(capsys, monkeypatch, *words):
 
 
 def test_mixers_are_measured_into_the_users_file_outside_a_checkout(file, capsys, monkeypatch):
+    monkeypatch.setattr(mixer_bench, "QUICK", dataclasses.replace(mixer_bench.QUICK, lengths=(32, 64, 128)))
     code, out, _ = call(capsys, monkeypatch, "bench", "mixers", "--quick", "--only", "full, linear", "--no-tasks")
-    assert code == 0 and "8 timings and 0 accuracies" in out
+    assert "Time of a training step grows with the tokens to the power of: full " in out
+    assert code == 0 and "12 timings and 0 accuracies" in out
     (table,) = mixer_table.load([file])
     assert {row.mixer for row in table.speed} == {"full", "linear"} and table.scale == "smoke" and table.dim == 32
 
@@ -56,7 +59,7 @@ def test_what_was_measured_is_advised(file, capsys, monkeypatch, tmp_path):
     plot = tmp_path / "plot.svg"
     words = ("advise", "--tokens", "100", "--memory", "4GB", "--latency", "10s", "--causal", "--plot", str(plot))
     code, out, _ = call(capsys, monkeypatch, *words)
-    assert code == 0 and "100 tokens" in out and "Predictions miss measured times by" in out
+    assert code == 0 and "100 tokens" in out and "n^" in out and "Predictions miss measured times by" in out
     assert (
         "First choice: from everyformer import mixers; mixer = mixers.create(" in out
         and "not on this device" not in out

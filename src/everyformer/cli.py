@@ -370,7 +370,7 @@ def _bench_mixers(
 ) -> None:
     import dataclasses
 
-    from everyformer.lab import environment, mixer_bench, mixer_table, runner
+    from everyformer.lab import adviser_display, environment, mixer_bench, mixer_table, runner
 
     if not speed and not tasks:
         raise ValueError("no-speed and no-tasks must not both be given: nothing is left to measure")
@@ -390,6 +390,8 @@ def _bench_mixers(
         again=again,
         progress=lambda line: console.print(f"[dim]·[/] {line}", highlight=False),
     )
+    for line in adviser_display.exponents_in_words(found):
+        console.print(line, highlight=False, soft_wrap=True)
     console.print(f"{len(found.speed)} timings and {len(found.accuracy)} accuracies of {found.device}", highlight=False)
     console.print(f"Recorded: {file}", highlight=False, soft_wrap=True)
 

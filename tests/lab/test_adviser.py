@@ -79,6 +79,25 @@ def test_the_error_is_that_of_lengths_left_out():
     assert "between lengths 100% (worst 100%, 1 left out)" in adviser_display.errors_in_words(missed)
 
 
+def test_exponents_are_fitted_to_the_longest_lengths():
+    powers = adviser.exponents(table(), "forward")
+    assert powers["full", False] == pytest.approx(2) and powers["linear", True] == pytest.approx(1)
+    flat = [row("full", False, 2**power, 1.0) for power in range(4)]
+    steep = [row("full", False, 2**power, 2.0 ** (power - 3)) for power in range(4, 7)]
+    assert adviser.exponents(table(speed=flat + steep), "forward") == {("full", False): pytest.approx(1)}
+    assert adviser.exponents(table(speed=flat[:2]), "forward") == {}
+    advice = adviser.advise(table(), Wish(512))
+    assert adviser_display.power_of(by_name(advice)["full"].exponent) == "2.0"
+    assert adviser_display.power_of(by_name(advice)["window"].exponent) == "–"
+    assert any("n^ is the power" in line for line in adviser_display.notes(advice, Wish(512), table()))
+    said = adviser_display.exponents_in_words(table())
+    assert said[0] == (
+        "Time of a forward step grows with the tokens to the power of: full 2.0, full causal 2.0, linear 1.0, "
+        "linear causal 1.0, fnet 1.0"
+    )
+    assert said[2].endswith("of: full causal 0.0, linear causal 0.0")
+
+
 def test_who_fits_comes_first_and_the_most_accurate_of_them():
     advice = adviser.advise(table(), Wish(2048))
     assert [one.card.name for one in advice[:3]] == ["full", "linear", "fnet"]

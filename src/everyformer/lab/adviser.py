@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import statistics
 from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
@@ -62,6 +63,7 @@ class Advice:
 
     Attributes:
         seconds, bytes: of the step; none where it was not measured.
+        exponent: of the tokens in the step's time, fitted (:func:`exponents`); none where too few lengths were measured.
         accuracies: per cent right by task.
         quality: mean over the tasks of how far from chance to all right, 0 to 1; none where not all were run.
         against: what speaks against it; fits where this is empty.
@@ -72,6 +74,7 @@ class Advice:
     card: mixers.Card
     seconds: Predicted | None
     bytes: Predicted | None
+    exponent: float | None
     accuracies: dict[str, float]
     quality: float | None
     against: tuple[str, ...]
@@ -202,9 +205,26 @@ def _by_mixer(table: Table, step: Step) -> dict[tuple[str, bool], list[tuple[int
     return found
 
 
+FITTED = 4  # lengths, the longest, that an exponent is fitted to; shorter ones are mostly what every call costs
+
+
+def exponents(table: Table, step: Step) -> dict[tuple[str, bool], float]:
+    """With which power of the tokens a step's time grows, by mixer and whether it is causal.
+
+    By least squares of the logarithms over the :data:`FITTED` longest lengths; not where fewer than three were measured.
+    """
+    found = {}
+    for way, points in _by_mixer(table, step).items():
+        if len(points) > 2:
+            x, y = ([math.log(value) for value in values] for values in zip(*points[-FITTED:], strict=True))
+            found[way] = statistics.linear_regression(x, y).slope
+    return found
+
+
 def advise(table: Table, wish: Wish) -> list[Advice]:
     """Every mixer under a wish, those that fit first and in the wish's order; then the others."""
-    found = [_advice(card, table, wish) for card in mixers.cards().values()]
+    powers = exponents(table, wish.step)
+    found = [_advice(card, table, wish, powers.get((card.name, wish.causal))) for card in mixers.cards().values()]
     fitting = [one for one in found if not one.against]
     marked = [dataclasses.replace(one, best=one in fitting and not _beaten(one, fitting)) for one in found]
 
@@ -231,7 +251,7 @@ def _beaten(one: Advice, others: Iterable[Advice]) -> bool:
     return any(all(a >= b for a, b in zip(worth(o), own, strict=True)) and worth(o) != own for o in others)
 
 
-def _advice(card: mixers.Card, table: Table, wish: Wish) -> Advice:
+def _advice(card: mixers.Card, table: Table, wish: Wish, exponent: float | None) -> Advice:
     rows = [row for row in table.speed if row.mixer == card.name and row.causal == wish.causal]
     seconds = _predicted([(row, row.seconds(wish.step)) for row in rows], wish.tokens, card.growth, wish.step)
     size = _predicted([(row, row.bytes(wish.step)) for row in rows], wish.tokens, card.growth, wish.step)
@@ -252,7 +272,7 @@ def _advice(card: mixers.Card, table: Table, wish: Wish) -> Advice:
         if figure and most is not None and figure.value > most:
             against.append(f"may be {words}" if figure.place == "below" else words)
     accuracies = {row.task: row.accuracy for row in table.accuracy if row.mixer == card.name}
-    return Advice(card, seconds, size, accuracies, _quality(card.name, table, wish), tuple(against), stopped)
+    return Advice(card, seconds, size, exponent, accuracies, _quality(card.name, table, wish), tuple(against), stopped)
 
 
 def _predicted(rows: list[tuple[Speed, float | None]], tokens: int, growth: float, step: Step) -> Predicted | None:

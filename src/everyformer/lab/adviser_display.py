@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from everyformer import mixers
-from everyformer.lab.adviser import Advice, Error, Place, Predicted, Wish, left_out
-from everyformer.lab.mixer_table import MEASURE, Table
+from everyformer.lab.adviser import FITTED, Advice, Error, Place, Predicted, Wish, exponents, left_out
+from everyformer.lab.mixer_table import MEASURE, STEPS, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,6 +48,23 @@ def figure_of(predicted: Predicted | None, kind: str) -> str:
     return MARKS.get(predicted.place, ("", ""))[0] + said
 
 
+def power_of(exponent: float | None) -> str:
+    """An exponent as tables show it."""
+    return "–" if exponent is None else f"{round(exponent, 1) + 0.0:.1f}"  # no -0.0
+
+
+def exponents_in_words(table: Table) -> list[str]:
+    """With which power of the tokens the time of each mixer grows, a line for each step that was measured."""
+    said = []
+    for step in STEPS:
+        powers = [
+            f"{name}{' causal' if causal else ''} {power_of(power)}"
+            for (name, causal), power in exponents(table, step).items()
+        ]
+        said += [f"Time of a {step} step grows with the tokens to the power of: {', '.join(powers)}"] if powers else []
+    return said
+
+
 def errors_in_words(errors: dict[str, Error]) -> str:
     """How well the predictor does on lengths that were left out."""
     named = (("inside", "between lengths"), ("beyond", "one length beyond"))
@@ -81,11 +98,12 @@ def rich_table(advice: Sequence[Advice], wish: Wish, table: Table) -> RichTable:
 
     tasks = tasks_of(advice)
     shown = RichTable(title=title(wish, table), title_justify="left")
-    for name in ("", "Mixer", "Time", "Memory", *(f"{task} %" for task in tasks), "Card", "Against"):
+    for name in ("", "Mixer", "Time", "n^", "Memory", *(f"{task} %" for task in tasks), "Card", "Against"):
         shown.add_column(name)
     for one in advice:
         shown.add_row(
-            "*" if one.best else "", one.card.name, figure_of(one.seconds, "seconds"), figure_of(one.bytes, "bytes"),
+            "*" if one.best else "", one.card.name, figure_of(one.seconds, "seconds"), power_of(one.exponent),
+            figure_of(one.bytes, "bytes"),
             *(f"{one.accuracies[task]:.0f}" if task in one.accuracies else "–" for task in tasks),
             ", ".join(facts(one.card)), ", ".join(one.against), style="dim" if one.against else "",
         )  # fmt: skip
@@ -119,6 +137,10 @@ def notes(advice: Sequence[Advice], wish: Wish, table: Table, elsewhere: str = "
             f"{mark} {words}" for place, (mark, words) in MARKS.items() if any(place in one.places for one in advice)
         ]
         said.append("; ".join([f"Measured at {', '.join(f'{length:,}' for length in lengths)} tokens", *marks]))
+    if any(one.exponent is not None for one in advice):
+        said.append(
+            f"n^ is the power of the tokens with which the time grows, fitted over the {FITTED} longest lengths"
+        )
     unrun = [(one.card.name, one.stopped) for one in advice if one.stopped]
     said += [f"{name} was stopped at {row.length:,} tokens, {row.stopped}" for name, row in unrun]
     said.append(errors_in_words(left_out(table, wish.step)))
