@@ -136,7 +136,7 @@ def test_where_a_mixer_was_stopped_is_said_and_memory_speaks_against_it(tokens, 
     known, wish = table(speed=[*table().speed, *stopped]), Wish(tokens)
     advice = adviser.advise(known, wish)
     assert by_name(advice)["full"].against == against and (advice[0].card.name == "full") == (not against)
-    said = f"full was stopped at 8,192 tokens, {reason}"
+    said = f"full was stopped at 8,192 tokens ({reason})"
     assert (said in adviser_display.notes(advice, wish, known)) == (tokens > 4096)
 
 
@@ -256,10 +256,12 @@ def test_figures_are_readable_and_say_where_they_were_not_measured():
     assert adviser_display.figure_of(beyond.bytes, "bytes") == "~~65.5 MB"
     assert adviser_display.figure_of(None, "seconds") == "–"
     lengths = "Measured at 256, 1,024, 4,096 tokens"
-    assert f"{lengths}; ~~ extrapolated beyond them" in adviser_display.notes([beyond], Wish(65536), table())
+    assert f"{lengths}; ~~ extrapolated beyond the longest that the mixer was run at" in adviser_display.notes(
+        [beyond], Wish(65536), table()
+    )
     between = by_name(adviser.advise(table(), Wish(3000)))["full"]
     assert adviser_display.figure_of(between.seconds, "seconds") == "~90 ms"
-    assert f"{lengths}; ~ interpolated between them" in adviser_display.notes([between], Wish(3000), table())
+    assert f"{lengths}; ~ interpolated between two of them" in adviser_display.notes([between], Wish(3000), table())
     measured = by_name(adviser.advise(table(), Wish(1024)))["full"]
     assert adviser_display.figure_of(measured.seconds, "seconds") == "10.5 ms"
     assert lengths in adviser_display.notes([measured], Wish(1024), table())

@@ -255,8 +255,10 @@ def _advice(card: mixers.Card, table: Table, wish: Wish, exponent: float | None)
     rows = [row for row in table.speed if row.mixer == card.name and row.causal == wish.causal]
     seconds = _predicted([(row, row.seconds(wish.step)) for row in rows], wish.tokens, card.growth, wish.step)
     size = _predicted([(row, row.bytes(wish.step)) for row in rows], wish.tokens, card.growth, wish.step)
-    unrun = [row for row in rows if row.stopped and row.length <= wish.tokens and row.seconds(wish.step) is None]
-    stopped = min(unrun, key=lambda row: row.length, default=None)
+    stopped = None
+    if wish.step != "token" or card.cache:
+        unrun = [row for row in rows if row.stopped and row.length <= wish.tokens and row.seconds(wish.step) is None]
+        stopped = min(unrun, key=lambda row: row.length, default=None)
     against = []
     if wish.causal and not card.causal:
         against.append("cannot be causal")

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 # Before a figure of a length that was not measured, and what it means.
 MARKS: dict[Place, tuple[str, str]] = {
-    "between": ("~", "interpolated between them"),
-    "beyond": ("~~", "extrapolated beyond them"),
+    "between": ("~", "interpolated between two of them"),
+    "beyond": ("~~", "extrapolated beyond the longest that the mixer was run at"),
     "below": ("≤", "at most: the figure of the shortest, since what every call costs does not shrink with the tokens"),
 }
 
@@ -142,7 +142,7 @@ def notes(advice: Sequence[Advice], wish: Wish, table: Table, elsewhere: str = "
             f"n^ is the power of the tokens with which the time grows, fitted over the {FITTED} longest lengths"
         )
     unrun = [(one.card.name, one.stopped) for one in advice if one.stopped]
-    said += [f"{name} was stopped at {row.length:,} tokens, {row.stopped}" for name, row in unrun]
+    said += [f"{name} was stopped at {row.length:,} tokens ({row.stopped})" for name, row in unrun]
     said.append(errors_in_words(left_out(table, wish.step)))
     if any(one.seconds and not one.bytes for one in advice):
         said.append(f"Memory for a {wish.step} was not measured, so that none is judged by it where there is no figure")
