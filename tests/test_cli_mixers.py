@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -26,8 +27,10 @@ def call(capsys, monkeypatch, *words):
 
 
 def test_mixers_are_measured_into_the_users_file_outside_a_checkout(file, capsys, monkeypatch):
+    monkeypatch.setattr(mixer_bench, "QUICK", dataclasses.replace(mixer_bench.QUICK, lengths=(32, 64, 128)))
     code, out, _ = call(capsys, monkeypatch, "bench", "mixers", "--quick", "--only", "full, linear", "--no-tasks")
-    assert code == 0 and "8 timings and 0 accuracies" in out
+    assert "Time of a training step grows with the tokens to the power of: full " in out
+    assert code == 0 and "12 timings and 0 accuracies" in out
     (table,) = mixer_table.load([file])
     assert {row.mixer for row in table.speed} == {"full", "linear"} and table.scale == "smoke" and table.dim == 32
 
@@ -56,7 +59,7 @@ def test_what_was_measured_is_advised(file, capsys, monkeypatch, tmp_path):
     plot = tmp_path / "plot.svg"
     words = ("advise", "--tokens", "100", "--memory", "4GB", "--latency", "10s", "--causal", "--plot", str(plot))
     code, out, _ = call(capsys, monkeypatch, *words)
-    assert code == 0 and "100 tokens" in out and "Predictions miss measured times by" in out
+    assert code == 0 and "100 tokens" in out and "n^" in out and "Predictions miss measured times by" in out
     assert (
         "First choice: from everyformer import mixers; mixer = mixers.create(" in out
         and "not on this device" not in out
@@ -86,6 +89,16 @@ def test_time_and_accuracy_can_be_measured_apart(file, capsys, monkeypatch):
     assert len(table.speed) == len(table.accuracy) == 4
 
 
+def test_what_is_known_can_be_measured_again(file, capsys, monkeypatch):
+    words = ("bench", "mixers", "--quick", "--only", "fnet", "--no-tasks")
+    assert "once more" in call(capsys, monkeypatch, *words)[1]
+    before = file.read_bytes()
+    assert "seeing all" not in call(capsys, monkeypatch, *words)[1] and file.read_bytes() == before
+    assert "fnet, seeing all, once more" in call(capsys, monkeypatch, *words, "--again")[1]
+    (table,) = mixer_table.load([file])
+    assert len(table.runs) == 2 and {row.run for row in table.speed} == {max(table.runs)}
+
+
 def test_what_is_measured_in_haste_is_not_advised_by(file, capsys, monkeypatch):
     call(capsys, monkeypatch, "bench", "mixers", "--quick", "--only", "full", "--no-tasks")
     code, _, err = call(capsys, monkeypatch, "advise", "--tokens", "64")
@@ -99,7 +112,7 @@ def test_compressors_are_measured_and_shown(tmp_path, capsys, monkeypatch):
     words = ("bench", "compress", "--quick", "--out", str(tmp_path))
     code, out, _ = call(capsys, monkeypatch, *words)
     assert code == 0 and "characters, half of the heads" in out and "digits, half of the heads" in out
-    rows = json.loads((tmp_path / "compress.json").read_text())["rows"]
+    rows = json.loads((tmp_path / "compress.json").read_text())["tables"][0]["rows"]
     before, after = (rows[0][name]["file_bytes"] / 1e3 for name in ("before", "after"))
     assert after < before and f"{before:.4g} → {after:.4g}" in out
     written = (tmp_path / "compress.json").read_bytes()
@@ -129,6 +142,7 @@ def test_the_help_names_what_there_is_besides_papers(capsys, monkeypatch):
         (("bench", "mixers", "--peer", "peers.py"), "peer must not be given for mixers"),
         (("bench", "mixers", "--no-tasks", "--no-speed"), "no-speed and no-tasks must not both be given"),
         (("bench", "sla", "--dim", "30"), "are for `everyformer bench mixers`, got paper 'sla'"),
+        (("bench", "sla", "--again"), "again is for `everyformer bench mixers` and `compress`"),
         (("bench", "compress", "--no-speed"), "are for `everyformer bench mixers`, got paper 'compress'"),
         (("bench", "compress", "--peer", "peers.py"), "peer must not be given for compress"),
         (("bench", "compress", "--device", "tpu"), "device must be one of cpu"),

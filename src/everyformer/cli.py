@@ -314,6 +314,9 @@ def bench(
     tasks: Annotated[
         bool, typer.Option(" /--no-tasks", help="mixers: without the accuracy on tasks.", show_default=False)
     ] = True,
+    again: Annotated[
+        bool, typer.Option("--again", help="mixers, compress: measure what is known too, and replace it.")
+    ] = False,
 ) -> None:
     """Time a paper's parts side by side with its peers, in one run; ratios are recorded in OUT.
 
@@ -327,17 +330,21 @@ def bench(
         raise ValueError(f"peer must not be given for {paper}: they are one another's peers")
     if paper == "mixers":
         told = {"dim": dim, "heads": heads}
-        return _bench_mixers(quick, device, out, told, only, speed=speed, tasks=tasks)
+        return _bench_mixers(quick, device, out, told, only, speed=speed, tasks=tasks, again=again)
     if dim is not None or heads is not None or only or not speed or not tasks:
         raise ValueError(
             f"dim, heads, only, no-speed and no-tasks are for `everyformer bench mixers`, got paper {paper!r}"
         )
     if paper == "compress":
-        return _bench_compress(quick, device, out or Path("benchmarks"))
+        return _bench_compress(quick, device, out or Path("benchmarks"), again=again)
+    if again:
+        raise ValueError(
+            f"again is for `everyformer bench mixers` and `compress`, which keep what is known, got paper {paper!r}"
+        )
     _bench_paper(paper, quick, device, peer, out or Path("benchmarks"))
 
 
-def _bench_compress(quick: bool, device: str, out: Path) -> None:
+def _bench_compress(quick: bool, device: str, out: Path, *, again: bool) -> None:
     from everyformer.lab import compress_bench, environment, runner
 
     environment.check_device(device)
@@ -348,17 +355,25 @@ def _bench_compress(quick: bool, device: str, out: Path) -> None:
         rows.append(row)
         console.print(f"[dim]·[/] {row['model']}, {row['method']}", highlight=False)
 
-    file = compress_bench.run(quick=quick, device=device, out=out, report=note)
+    file = compress_bench.run(quick=quick, device=device, out=out, again=again, report=note)
     console.print(compress_bench.rich_table(rows))
     console.print(f"Recorded: {file}", highlight=False, soft_wrap=True)
 
 
 def _bench_mixers(
-    quick: bool, device: str, out: Path | None, width: dict[str, int | None], only: str, *, speed: bool, tasks: bool
+    quick: bool,
+    device: str,
+    out: Path | None,
+    width: dict[str, int | None],
+    only: str,
+    *,
+    speed: bool,
+    tasks: bool,
+    again: bool,
 ) -> None:
     import dataclasses
 
-    from everyformer.lab import environment, mixer_bench, mixer_table, runner
+    from everyformer.lab import adviser_display, environment, mixer_bench, mixer_table, runner
 
     if not speed and not tasks:
         raise ValueError("no-speed and no-tasks must not both be given: nothing is left to measure")
@@ -375,8 +390,11 @@ def _bench_mixers(
         settings=settings,
         names=names,
         device=device,
+        again=again,
         progress=lambda line: console.print(f"[dim]·[/] {line}", highlight=False),
     )
+    for line in adviser_display.exponents_in_words(found):
+        console.print(line, highlight=False, soft_wrap=True)
     console.print(f"{len(found.speed)} timings and {len(found.accuracy)} accuracies of {found.device}", highlight=False)
     console.print(f"Recorded: {file}", highlight=False, soft_wrap=True)
 

@@ -6,7 +6,7 @@ import pytest
 from everyformer import mixers
 from everyformer.lab import adviser, adviser_display
 from everyformer.lab.adviser import Wish
-from everyformer.lab.mixer_table import Accuracy, Speed, Table
+from everyformer.lab.mixer_table import NO_ROOM, Accuracy, Speed, Table
 
 LENGTHS = (256, 1024, 4096)
 
@@ -39,12 +39,26 @@ def by_name(advice):
 
 def test_power_laws_are_met_between_lengths_and_beyond_them():
     points = [(n, 1e-8 * n**2) for n in LENGTHS]
-    for length, outside in ((512, False), (4096, False), (16384, True), (64, True)):
+    for length, place in ((512, "between"), (4096, "measured"), (16384, "beyond")):
         found = adviser.predict(points, length, growth=1.0)
-        assert found.value == pytest.approx(1e-8 * length**2) and found.extrapolated == outside
+        assert found.value == pytest.approx(1e-8 * length**2) and found.place == place
     assert adviser.predict(points[:1], 512, growth=2.0).value == pytest.approx(1e-8 * 512**2)
     with pytest.raises(ValueError, match="at least one measured length"):
         adviser.predict([], 512, growth=1.0)
+
+
+def test_below_the_shortest_length_its_figure_is_the_most_it_can_be():
+    for points in ([(256, 1.0), (1024, 20.0)], [(256, 1.0)]):
+        found = adviser.predict(points, 1, growth=2.0)
+        assert found.value == pytest.approx(1.0) and found.place == "below"
+    wish = Wish(16, latency=1e-4, memory=1e5)
+    full = by_name(adviser.advise(table(), wish))["full"]
+    assert full.seconds.value == pytest.approx(1e-8 * 256**2) and full.against == (
+        "may be too slow",
+        "may be too large",
+    )
+    assert adviser_display.figure_of(full.seconds, "seconds") == "≤655 µs"
+    assert any("≤ at most" in line for line in adviser_display.notes([full], wish, table()))
 
 
 def test_bent_lines_are_followed_piece_by_piece():
@@ -63,6 +77,25 @@ def test_the_error_is_that_of_lengths_left_out():
     assert adviser.left_out(table(speed=bent[:2])) == {}
     assert "not known" in adviser_display.errors_in_words({})
     assert "between lengths 100% (worst 100%, 1 left out)" in adviser_display.errors_in_words(missed)
+
+
+def test_exponents_are_fitted_to_the_longest_lengths():
+    powers = adviser.exponents(table(), "forward")
+    assert powers["full", False] == pytest.approx(2) and powers["linear", True] == pytest.approx(1)
+    flat = [row("full", False, 2**power, 1.0) for power in range(4)]
+    steep = [row("full", False, 2**power, 2.0 ** (power - 3)) for power in range(4, 7)]
+    assert adviser.exponents(table(speed=flat + steep), "forward") == {("full", False): pytest.approx(1)}
+    assert adviser.exponents(table(speed=flat[:2]), "forward") == {}
+    advice = adviser.advise(table(), Wish(512))
+    assert adviser_display.power_of(by_name(advice)["full"].exponent) == "2.0"
+    assert adviser_display.power_of(by_name(advice)["window"].exponent) == "–"
+    assert any("n^ is the power" in line for line in adviser_display.notes(advice, Wish(512), table()))
+    said = adviser_display.exponents_in_words(table())
+    assert said[0] == (
+        "Time of a forward step grows with the tokens to the power of: full 2.0, full causal 2.0, linear 1.0, "
+        "linear causal 1.0, fnet 1.0"
+    )
+    assert said[2].endswith("of: full causal 0.0, linear causal 0.0")
 
 
 def test_who_fits_comes_first_and_the_most_accurate_of_them():
@@ -89,6 +122,31 @@ def test_what_speaks_against_a_mixer_is_said(wish, name, against):
     assert by_name(adviser.advise(table(), wish))[name].against == against
 
 
+@pytest.mark.parametrize(
+    ("tokens", "reason", "against"),
+    [
+        (8192, NO_ROOM, ("no memory for 8,192 tokens",)),
+        (16384, NO_ROOM, ("no memory for 8,192 tokens",)),
+        (16384, "time: about 9 s", ()),
+        (4096, NO_ROOM, ()),
+    ],
+)
+def test_where_a_mixer_was_stopped_is_said_and_memory_speaks_against_it(tokens, reason, against):
+    stopped = [Speed("full", False, length, stopped=reason) for length in (8192, 16384)]
+    known, wish = table(speed=[*table().speed, *stopped]), Wish(tokens)
+    advice = adviser.advise(known, wish)
+    assert by_name(advice)["full"].against == against and (advice[0].card.name == "full") == (not against)
+    said = f"full was stopped at 8,192 tokens ({reason})"
+    assert (said in adviser_display.notes(advice, wish, known)) == (tokens > 4096)
+
+
+def test_the_settings_that_accuracy_is_of_are_told():
+    notes = "\n".join(adviser_display.notes(adviser.advise(table(), Wish(512)), Wish(512), table()))
+    assert "narrower windows" in notes and "Recall was read causally" in notes
+    bare = table(accuracy=[])
+    assert "Recall" not in "\n".join(adviser_display.notes(adviser.advise(bare, Wish(512)), Wish(512), bare))
+
+
 def test_orders_by_latency_and_memory():
     wish = Wish(4096, order="latency")
     assert adviser.advise(table(), wish)[0].card.name == "linear"
@@ -108,6 +166,18 @@ def test_training_and_token_have_their_own_figures():
     assert training.seconds.value == pytest.approx(3e-8 * 1024**2) and training.bytes.value == pytest.approx(3e3 * 1024)
     token = by_name(adviser.advise(table(), Wish(1024, causal=True, step="token")))["full"]
     assert token.seconds.value == pytest.approx(1e-4)
+
+
+def test_a_token_is_not_judged_by_the_memory_of_a_pass():
+    wish = Wish(1024, causal=True, step="token", memory=1e4)
+    advice = adviser.advise(table(), wish)
+    assert by_name(advice)["full"].bytes is None and by_name(advice)["full"].against == ()
+    assert any("Memory for a token was not measured" in line for line in adviser_display.notes(advice, wish, table()))
+    known = [dataclasses.replace(one, token_memory=one.length * 1e2) for one in table().speed]
+    advice = adviser.advise(table(speed=known), wish)
+    assert by_name(advice)["full"].bytes.value == pytest.approx(102400)
+    assert by_name(advice)["full"].against == ("too large",)
+    assert not any("not measured" in line for line in adviser_display.notes(advice, wish, table()))
 
 
 def test_the_table_of_this_machine_is_taken_and_another_one_is_told():
@@ -180,13 +250,21 @@ def test_the_import_line_makes_the_mixer():
         assert made.dim == 128 and made.heads == 4 and isinstance(made, mixers.cards()[name].kind)
 
 
-def test_figures_are_readable_and_say_where_they_are_extrapolated():
+def test_figures_are_readable_and_say_where_they_were_not_measured():
     beyond = by_name(adviser.advise(table(), Wish(65536)))["full"]
-    assert beyond.extrapolated and adviser_display.figure_of(beyond.seconds, "seconds") == "~42.9 s"
-    assert adviser_display.figure_of(beyond.bytes, "bytes") == "~65.5 MB"
+    assert adviser_display.figure_of(beyond.seconds, "seconds") == "~~42.9 s"
+    assert adviser_display.figure_of(beyond.bytes, "bytes") == "~~65.5 MB"
     assert adviser_display.figure_of(None, "seconds") == "–"
-    notes = adviser_display.notes([beyond], Wish(65536), table())
-    assert any("extrapolated" in line for line in notes)
+    lengths = "Measured at 256, 1,024, 4,096 tokens"
+    assert f"{lengths}; ~~ extrapolated beyond the longest that the mixer was run at" in adviser_display.notes(
+        [beyond], Wish(65536), table()
+    )
+    between = by_name(adviser.advise(table(), Wish(3000)))["full"]
+    assert adviser_display.figure_of(between.seconds, "seconds") == "~90 ms"
+    assert f"{lengths}; ~ interpolated between two of them" in adviser_display.notes([between], Wish(3000), table())
+    measured = by_name(adviser.advise(table(), Wish(1024)))["full"]
+    assert adviser_display.figure_of(measured.seconds, "seconds") == "10.5 ms"
+    assert lengths in adviser_display.notes([measured], Wish(1024), table())
 
 
 def test_the_plot_shows_those_that_none_beats(tmp_path):

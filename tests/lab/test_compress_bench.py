@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from everyformer.lab import compress_bench as bench
-from everyformer.lab import data
+from everyformer.lab import data, environment
 from everyformer.parts.compress import pruning, quantise
 
 
@@ -47,9 +47,25 @@ def test_the_table_is_written_row_by_row_and_goes_on_where_it_was(tmp_path, monk
     assert rows[0]["after"]["file_bytes"] < rows[0]["before"]["file_bytes"]
     assert rows[2]["after"]["file_bytes"] == rows[2]["before"]["file_bytes"]
     content = json.loads(path.read_text())
-    content["rows"] = content["rows"][:2]  # as if it had been interrupted
+    content["tables"][0]["rows"] = rows[:2]  # as if it had been interrupted
     path.write_text(json.dumps(content))
+    monkeypatch.setattr(environment, "commit", lambda: "another")
+    more = []
+    bench.run(quick=True, out=tmp_path, report=more.append)
+    assert more[:2] == rows[:2] and more[2]["method"] == "merged tokens"
+    assert [row["commit"] for row in more] == [rows[0]["commit"], rows[1]["commit"], "another"]
+    assert json.loads(path.read_text())["tables"] == [{**content["tables"][0], "rows": more}]
     again = []
-    bench.run(quick=True, out=tmp_path, report=again.append)
-    assert again[:2] == rows[:2] and again[2]["method"] == "merged tokens"
-    assert len(json.loads(path.read_text())["rows"]) == 3
+    bench.run(quick=True, out=tmp_path, again=True, report=again.append)
+    assert [row["commit"] for row in again] == ["another"] * 3
+    assert json.loads(path.read_text())["tables"][0]["rows"] == again
+
+
+def test_tables_of_other_machines_and_sizes_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "TABLE", {"half of the heads": bench.TABLE["half of the heads"]})
+    full = {"device": environment.device_name("cpu"), "quick": False, "updates": 40, "rows": []}
+    others = [full, {**full, "device": "another", "quick": True}]
+    (tmp_path / "compress.json").write_text(json.dumps({"tables": others}))
+    path = bench.run(quick=True, out=tmp_path)
+    found = json.loads(path.read_text())["tables"]
+    assert found[:2] == others and len(found) == 3 and len(found[2]["rows"]) == 2

@@ -7,7 +7,7 @@ import torch
 from everyformer import mixers
 from everyformer.lab import data, environment, mixer_bench, mixer_table
 from everyformer.lab.mixer_bench import QUICK, Settings
-from everyformer.lab.mixer_table import Accuracy, Speed, Table
+from everyformer.lab.mixer_table import NO_ROOM, Accuracy, Speed, Table
 
 SPEED_ONLY = dataclasses.replace(QUICK, tasks=False)
 
@@ -61,7 +61,8 @@ def test_what_is_known_is_not_measured_again(tmp_path, monkeypatch):
     assert [(row.causal, row.length) for row in kept] == [(False, 64), (False, 128)]
     monkeypatch.setattr(mixer_bench, "_measured", original)
     found = mixer_bench.measure(file, settings=SPEED_ONLY, names=("full",))
-    assert found.speed[:2] == kept and len(found.speed) == 4
+    assert [(row.causal, row.length) for row in found.speed] == [(c, n) for c in (False, True) for n in (64, 128)]
+    assert [row.memory for row in found.speed[:2]] == [row.memory for row in kept]
     again = file.read_bytes()
     assert mixer_bench.measure(file, settings=SPEED_ONLY, names=("full",)).speed == found.speed
     assert file.read_bytes() == again
@@ -79,11 +80,9 @@ def test_a_mixer_that_finds_no_memory_is_stopped_and_other_errors_are_not_hidden
     def fail(*_):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 10 bytes")
 
-    monkeypatch.setattr(mixer_bench, "_measured", fail)
-    assert [row.stopped for row in mixer_bench.speeds("full", False, SPEED_ONLY, "cpu")] == [
-        "memory of the machine"
-    ] * 2
-    monkeypatch.setattr(mixer_bench, "_measured", lambda *_: torch.zeros(2) @ torch.zeros(3))
+    monkeypatch.setattr(mixer_bench, "_built", fail)
+    assert [row.stopped for row in mixer_bench.speeds("full", False, SPEED_ONLY, "cpu")] == [NO_ROOM] * 2
+    monkeypatch.setattr(mixer_bench, "_built", lambda *_: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="size"):
         list(mixer_bench.speeds("full", False, SPEED_ONLY, "cpu"))
 
@@ -95,7 +94,76 @@ def test_every_mixer_can_be_measured_each_way_its_card_says(name):
         if mixer_bench.can(card, causal):
             (row,) = mixer_bench.speeds(name, causal, dataclasses.replace(SPEED_ONLY, lengths=(64,)), "cpu")
             assert row.forward and row.training and row.memory is not None
-            assert (row.token is not None) == (causal and card.cache)
+            assert (row.token is not None) == (row.token_memory is not None) == (causal and card.cache)
+
+
+def test_a_pass_is_measured_where_only_training_is_too_much():
+    settings = dataclasses.replace(SPEED_ONLY, lengths=(64, 256))
+    first = list(mixer_bench.speeds("full", True, dataclasses.replace(settings, lengths=(64,)), "cpu"))
+    between = 4**2 * (first[0].training_memory + first[0].memory) / 2  # its card says that it grows with the square
+    (row,) = mixer_bench.speeds("full", True, dataclasses.replace(settings, bytes=between), "cpu", first)
+    assert row.forward and row.memory and row.token and row.training is None
+    assert "for a training step of 256 tokens" in row.stopped
+    later = dataclasses.replace(settings, lengths=(512,))
+    (after,) = mixer_bench.speeds("full", True, later, "cpu", [*first, row])
+    assert after.forward and after.training is None and after.stopped == row.stopped
+
+
+def test_a_mixer_that_cannot_be_built_is_stopped_and_the_others_are_measured(tmp_path):
+    settings = dataclasses.replace(SPEED_ONLY, heads=1, lengths=(64,))
+    found = mixer_bench.measure(tmp_path / "mixers.json", settings=settings, names=("strided", "fnet"))
+    assert ["heads must be at least 2" in row.stopped for row in found.speed] == [True, True, False]
+    assert found.speed[2].forward
+
+
+def test_a_token_takes_what_its_cache_holds():
+    settings = dataclasses.replace(SPEED_ONLY, lengths=(64, 1024))
+    small, large = mixer_bench.speeds("ssd", True, settings, "cpu")
+    assert large.token_memory == small.token_memory < large.memory  # a state of one size
+    small, large = mixer_bench.speeds("full", True, settings, "cpu")
+    assert large.token_memory > 8 * small.token_memory >= 8 * 2 * 64 * 32 * 4  # keys and values of every token
+    assert mixer_bench.kept_bytes({"a": (torch.zeros(2), [torch.zeros(3)]), "tokens": 7}) == 20
+
+
+def test_each_cell_is_timed_twice_and_the_faster_counts(tmp_path, monkeypatch):
+    figures = {1: 3.0, 2: 2.0, 3: 5.0, 4: 4.0}
+    visits = []
+
+    def seconds(step, *_):
+        visits.append(step)
+        return figures[len(visits)]
+
+    monkeypatch.setattr(mixer_bench, "_seconds", seconds)
+    settings = dataclasses.replace(SPEED_ONLY, lengths=(64,))
+    (row,) = mixer_bench.measure(tmp_path / "mixers.json", settings=settings, names=("fnet",)).speed
+    assert visits == ["forward", "training"] * 2
+    assert (row.forward, row.training, row.visits) == (3.0, 2.0, 2)
+
+
+def test_what_is_measured_again_says_when_and_by_which_code(tmp_path, monkeypatch):
+    file, settings = tmp_path / "mixers.json", dataclasses.replace(SPEED_ONLY, lengths=(64,))
+    monkeypatch.setattr(environment, "commit", lambda: "first")
+    before = mixer_bench.measure(file, settings=settings, names=("fnet", "linformer"))
+    monkeypatch.setattr(environment, "commit", lambda: "second")
+    mixer_bench.measure(file, settings=settings, names=("fnet",), again=True)
+    (found,) = mixer_table.load([file])
+    assert found.commit == "first" and [row.mixer for row in found.speed] == ["fnet", "linformer"]
+    assert [found.runs[row.run]["commit"] for row in found.speed] == ["second", "first"]
+    mixer_table.save(before, file)  # a process that does not know of it yet takes nothing back
+    assert mixer_table.load([file])[0].speed == found.speed
+
+
+def test_a_table_without_what_is_known_of_later_ones_is_read_and_gone_on_with(tmp_path):
+    file, settings = tmp_path / "mixers.json", dataclasses.replace(SPEED_ONLY, lengths=(64, 128))
+    (row,) = mixer_bench.speeds("fnet", False, dataclasses.replace(settings, lengths=(64,)), "cpu")
+    content = dataclasses.asdict(table(device=environment.device_name("cpu"), scale="smoke", speed=[row], commit="old"))
+    del content["runs"]
+    for name in ("token_memory", "visits", "run"):
+        del content["speed"][0][name]
+    file.write_text(json.dumps({"tables": [content]}))
+    found = mixer_bench.measure(file, settings=settings, names=("fnet",))
+    assert [(one.length, one.visits, bool(one.run)) for one in found.speed] == [(64, 0, False), (128, 2, True)]
+    assert found.speed[0].forward == row.forward and found.commit == "old"
 
 
 def test_tables_of_other_machines_and_widths_stay(tmp_path):

@@ -106,3 +106,12 @@ def test_where_nothing_was_measured_the_command_is_named(site_page, monkeypatch)
     monkeypatch.setattr(mixer_table, "load", lambda: [])
     answer = site_page.client.get("/advise")
     assert answer.status_code == 200 and "everyformer bench mixers" in answer.text
+
+
+def test_a_file_that_is_no_table_is_said_without_its_place(site_page, monkeypatch, tmp_path):
+    (tmp_path / "mixers.json").write_text("{}")
+    monkeypatch.setattr(mixer_table, "own_file", lambda: tmp_path / "mixers.json")
+    answer = site_page.client.get("/advise")
+    assert answer.status_code == 200 and "What was measured here cannot be read" in answer.text
+    assert 'role="alert"' in answer.text and str(tmp_path) not in answer.text
+    assert site_page.client.get("/advise.svg").status_code == 404

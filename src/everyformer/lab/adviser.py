@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import statistics
 from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
 from everyformer import mixers
-from everyformer.lab.mixer_table import MEASURE, Speed, Step, Table
+from everyformer.lab.mixer_table import MEASURE, NO_ROOM, STEPS, Speed, Step, Table
 
 Order = Literal["accuracy", "latency", "memory"]
-STEPS: tuple[str, ...] = get_args(Step)
+Place = Literal["measured", "between", "beyond", "below"]
 ORDERS: tuple[str, ...] = get_args(Order)
 MOST_TOKENS = 10**8
 LEFT_TO_RIGHT = "chars"  # the task that only causal mixers can do
@@ -50,10 +51,10 @@ class Wish:
 
 @dataclasses.dataclass(frozen=True)
 class Predicted:
-    """A predicted figure, and whether the length lies beyond those measured."""
+    """A predicted figure, and where its length lies among those measured; one ``below`` them is at most ``value``."""
 
     value: float
-    extrapolated: bool
+    place: Place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,24 +63,28 @@ class Advice:
 
     Attributes:
         seconds, bytes: of the step; none where it was not measured.
+        exponent: of the tokens in the step's time, fitted (:func:`exponents`); none where too few lengths were measured.
         accuracies: per cent right by task.
         quality: mean over the tasks of how far from chance to all right, 0 to 1; none where not all were run.
         against: what speaks against it; fits where this is empty.
+        stopped: the shortest length, up to the one asked for, at which the step was not run, with the reason; or none.
         best: whether no other that fits is both faster and better.
     """
 
     card: mixers.Card
     seconds: Predicted | None
     bytes: Predicted | None
+    exponent: float | None
     accuracies: dict[str, float]
     quality: float | None
     against: tuple[str, ...]
+    stopped: Speed | None = None
     best: bool = False
 
     @property
-    def extrapolated(self) -> bool:
-        """Whether a figure lies beyond the lengths measured."""
-        return any(figure is not None and figure.extrapolated for figure in (self.seconds, self.bytes))
+    def places(self) -> set[Place]:
+        """Where its figures lie among the lengths measured."""
+        return {figure.place for figure in (self.seconds, self.bytes) if figure is not None}
 
 
 def parse_bytes(text: str) -> float:
@@ -144,9 +149,10 @@ def usable(tables: Iterable[Table]) -> list[Table]:
 
 
 def predict(points: Sequence[tuple[int, float]], length: int, growth: float) -> Predicted:
-    """Along straight lines through the logarithms of lengths and figures; beyond them the end lines go on.
+    """Along straight lines through the logarithms of lengths and figures; beyond the longest the last line goes on.
 
-    With a single point the figure grows with the power ``growth``.
+    With a single point the figure grows with the power ``growth``. Below the shortest length it is that length's: what
+    every call costs does not shrink with the tokens, so that a line which went on would promise too little.
 
     Raises:
         ValueError: no points.
@@ -155,12 +161,14 @@ def predict(points: Sequence[tuple[int, float]], length: int, growth: float) -> 
         raise ValueError("points must hold at least one measured length")
     known = sorted((math.log(at), math.log(value)) for at, value in points)
     x = math.log(length)
-    outside = not known[0][0] <= x <= known[-1][0]
+    if x < known[0][0]:
+        return Predicted(math.exp(known[0][1]), "below")
+    place: Place = "measured" if any(x == at for at, _ in known) else "between" if x < known[-1][0] else "beyond"
     if len(known) == 1:
-        return Predicted(math.exp(known[0][1] + growth * (x - known[0][0])), outside)
+        return Predicted(math.exp(known[0][1] + growth * (x - known[0][0])), place)
     left = next((index for index in range(len(known) - 2, 0, -1) if known[index][0] <= x), 0)
     (x0, y0), (x1, y1) = known[left], known[left + 1]
-    return Predicted(math.exp(y0 + (y1 - y0) * (x - x0) / (x1 - x0)), outside)
+    return Predicted(math.exp(y0 + (y1 - y0) * (x - x0) / (x1 - x0)), place)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,9 +205,26 @@ def _by_mixer(table: Table, step: Step) -> dict[tuple[str, bool], list[tuple[int
     return found
 
 
+FITTED = 4  # lengths, the longest, that an exponent is fitted to; shorter ones are mostly what every call costs
+
+
+def exponents(table: Table, step: Step) -> dict[tuple[str, bool], float]:
+    """With which power of the tokens a step's time grows, by mixer and whether it is causal.
+
+    By least squares of the logarithms over the :data:`FITTED` longest lengths; not where fewer than three were measured.
+    """
+    found = {}
+    for way, points in _by_mixer(table, step).items():
+        if len(points) > 2:
+            x, y = ([math.log(value) for value in values] for values in zip(*points[-FITTED:], strict=True))
+            found[way] = statistics.linear_regression(x, y).slope
+    return found
+
+
 def advise(table: Table, wish: Wish) -> list[Advice]:
     """Every mixer under a wish, those that fit first and in the wish's order; then the others."""
-    found = [_advice(card, table, wish) for card in mixers.cards().values()]
+    powers = exponents(table, wish.step)
+    found = [_advice(card, table, wish, powers.get((card.name, wish.causal))) for card in mixers.cards().values()]
     fitting = [one for one in found if not one.against]
     marked = [dataclasses.replace(one, best=one in fitting and not _beaten(one, fitting)) for one in found]
 
@@ -226,10 +251,14 @@ def _beaten(one: Advice, others: Iterable[Advice]) -> bool:
     return any(all(a >= b for a, b in zip(worth(o), own, strict=True)) and worth(o) != own for o in others)
 
 
-def _advice(card: mixers.Card, table: Table, wish: Wish) -> Advice:
+def _advice(card: mixers.Card, table: Table, wish: Wish, exponent: float | None) -> Advice:
     rows = [row for row in table.speed if row.mixer == card.name and row.causal == wish.causal]
     seconds = _predicted([(row, row.seconds(wish.step)) for row in rows], wish.tokens, card.growth, wish.step)
     size = _predicted([(row, row.bytes(wish.step)) for row in rows], wish.tokens, card.growth, wish.step)
+    stopped = None
+    if wish.step != "token" or card.cache:
+        unrun = [row for row in rows if row.stopped and row.length <= wish.tokens and row.seconds(wish.step) is None]
+        stopped = min(unrun, key=lambda row: row.length, default=None)
     against = []
     if wish.causal and not card.causal:
         against.append("cannot be causal")
@@ -239,12 +268,13 @@ def _advice(card: mixers.Card, table: Table, wish: Wish) -> Advice:
         against.append("keeps no cache")
     elif seconds is None:
         against.append("not measured")
-    if seconds and wish.latency is not None and seconds.value > wish.latency:
-        against.append("too slow")
-    if size and wish.memory is not None and size.value > wish.memory:
-        against.append("too large")
+    elif stopped and stopped.stopped == NO_ROOM:
+        against.append(f"no memory for {stopped.length:,} tokens")
+    for figure, most, words in ((seconds, wish.latency, "too slow"), (size, wish.memory, "too large")):
+        if figure and most is not None and figure.value > most:
+            against.append(f"may be {words}" if figure.place == "below" else words)
     accuracies = {row.task: row.accuracy for row in table.accuracy if row.mixer == card.name}
-    return Advice(card, seconds, size, accuracies, _quality(card.name, table, wish), tuple(against))
+    return Advice(card, seconds, size, exponent, accuracies, _quality(card.name, table, wish), tuple(against), stopped)
 
 
 def _predicted(rows: list[tuple[Speed, float | None]], tokens: int, growth: float, step: Step) -> Predicted | None:

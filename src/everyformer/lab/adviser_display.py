@@ -7,12 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from everyformer import mixers
-from everyformer.lab.adviser import Advice, Error, Predicted, Wish, left_out
-from everyformer.lab.mixer_table import MEASURE, Table
+from everyformer.lab.adviser import FITTED, Advice, Error, Place, Predicted, Wish, exponents, left_out
+from everyformer.lab.mixer_table import MEASURE, STEPS, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table as RichTable
+
+# Before a figure of a length that was not measured, and what it means.
+MARKS: dict[Place, tuple[str, str]] = {
+    "between": ("~", "interpolated between two of them"),
+    "beyond": ("~~", "extrapolated beyond the longest that the mixer was run at"),
+    "below": ("≤", "at most: the figure of the shortest, since what every call costs does not shrink with the tokens"),
+}
 
 
 def import_line(card: mixers.Card, table: Table, wish: Wish) -> str:
@@ -34,11 +41,28 @@ def facts(card: mixers.Card) -> list[str]:
 
 
 def figure_of(predicted: Predicted | None, kind: str) -> str:
-    """Seconds or bytes as tables show them; a tilde says that the length lies beyond those measured."""
+    """Seconds or bytes as tables show them, with a mark where the length was not measured (:data:`MARKS`)."""
     if predicted is None:
         return "–"
     said = readable_seconds(predicted.value) if kind == "seconds" else readable_bytes(predicted.value)
-    return f"~{said}" if predicted.extrapolated else said
+    return MARKS.get(predicted.place, ("", ""))[0] + said
+
+
+def power_of(exponent: float | None) -> str:
+    """An exponent as tables show it."""
+    return "–" if exponent is None else f"{round(exponent, 1) + 0.0:.1f}"  # no -0.0
+
+
+def exponents_in_words(table: Table) -> list[str]:
+    """With which power of the tokens the time of each mixer grows, a line for each step that was measured."""
+    said = []
+    for step in STEPS:
+        powers = [
+            f"{name}{' causal' if causal else ''} {power_of(power)}"
+            for (name, causal), power in exponents(table, step).items()
+        ]
+        said += [f"Time of a {step} step grows with the tokens to the power of: {', '.join(powers)}"] if powers else []
+    return said
 
 
 def errors_in_words(errors: dict[str, Error]) -> str:
@@ -74,11 +98,12 @@ def rich_table(advice: Sequence[Advice], wish: Wish, table: Table) -> RichTable:
 
     tasks = tasks_of(advice)
     shown = RichTable(title=title(wish, table), title_justify="left")
-    for name in ("", "Mixer", "Time", "Memory", *(f"{task} %" for task in tasks), "Card", "Against"):
+    for name in ("", "Mixer", "Time", "n^", "Memory", *(f"{task} %" for task in tasks), "Card", "Against"):
         shown.add_column(name)
     for one in advice:
         shown.add_row(
-            "*" if one.best else "", one.card.name, figure_of(one.seconds, "seconds"), figure_of(one.bytes, "bytes"),
+            "*" if one.best else "", one.card.name, figure_of(one.seconds, "seconds"), power_of(one.exponent),
+            figure_of(one.bytes, "bytes"),
             *(f"{one.accuracies[task]:.0f}" if task in one.accuracies else "–" for task in tasks),
             ", ".join(facts(one.card)), ", ".join(one.against), style="dim" if one.against else "",
         )  # fmt: skip
@@ -106,13 +131,29 @@ def notes(advice: Sequence[Advice], wish: Wish, table: Table, elsewhere: str = "
         )
     if any(one.best for one in advice):
         said.append("* no other that fits is faster and better")
-    if any(one.extrapolated for one in advice):
-        said.append("~ extrapolated: the length was not measured, nor a shorter and a longer one")
-    said.append(errors_in_words(left_out(table, wish.step)))
-    if lengths := [row.length for row in table.accuracy]:
+    lengths = sorted({row.length for row in table.speed if row.causal == wish.causal and row.seconds(wish.step)})
+    if lengths:
+        marks = [
+            f"{mark} {words}" for place, (mark, words) in MARKS.items() if any(place in one.places for one in advice)
+        ]
+        said.append("; ".join([f"Measured at {', '.join(f'{length:,}' for length in lengths)} tokens", *marks]))
+    if any(one.exponent is not None for one in advice):
         said.append(
-            f"Accuracy is of small networks, trained alike on {min(lengths)} to {max(lengths)} tokens whatever the length "
-            "asked for"
+            f"n^ is the power of the tokens with which the time grows, fitted over the {FITTED} longest lengths"
+        )
+    unrun = [(one.card.name, one.stopped) for one in advice if one.stopped]
+    said += [f"{name} was stopped at {row.length:,} tokens ({row.stopped})" for name, row in unrun]
+    said.append(errors_in_words(left_out(table, wish.step)))
+    if any(one.seconds and not one.bytes for one in advice):
+        said.append(f"Memory for a {wish.step} was not measured, so that none is judged by it where there is no figure")
+    if tested := [row.length for row in table.accuracy]:
+        said.append(
+            f"Accuracy is of small networks, trained alike on {min(tested)} to {max(tested)} tokens whatever the length "
+            "asked for, with narrower windows, blocks and landmarks than those timed here and made by the import line"
+        )
+        said.append(
+            "Recall was read causally by all that can be causal; ListOps and pixels by networks that see all, except for "
+            "mixers that are causal only"
         )
     first = advice[0] if advice and not advice[0].against else None
     said.append(f"First choice: {import_line(first.card, table, wish)}" if first else "None fits.")
@@ -161,11 +202,12 @@ def plot(advice: Sequence[Advice], wish: Wish, table: Table) -> Figure:
     for fits, colour, label in ((True, "#0072b2", "fits"), (False, "#8c8c8c", "does not")):
         chosen = [point for point in points if bool(point[0].against) != fits]
         for hollow in (False, True):
-            some = [point for point in chosen if point[0].extrapolated == hollow]
+            some = [point for point in chosen if bool(point[0].places & {"beyond", "below"}) == hollow]
             if some:
+                where = ", outside the lengths measured" if hollow else ""
                 axis.scatter(
                     [x for _, x, _ in some], [y for _, _, y in some], s=36, edgecolors=colour,
-                    facecolors="none" if hollow else colour, label=f"{label}, extrapolated" if hollow else label,
+                    facecolors="none" if hollow else colour, label=label + where,
                 )  # fmt: skip
     front = sorted((x, y) for one, x, y in points if one.best)
     axis.plot([x for x, _ in front], [y for _, y in front], color="#d55e00", linewidth=1.2, label="none is better")

@@ -1,6 +1,6 @@
 """Compressors side by side: file, memory, latency and quality before and after, on two small models trained once.
 
-The table is written after each row, so that an interrupted run goes on where it was.
+The table is written after each row, so that an interrupted run goes on where it was, whatever the commit.
 """
 
 from __future__ import annotations
@@ -100,13 +100,17 @@ def run(
     device: str = "cpu",
     out: Path = Path("benchmarks"),
     updates: int = 40,
+    again: bool = False,
     report: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> Path:
-    """The table of every method on both models, in ``<out>/compress.json``; rows that are there are not made again.
+    """The table of every method on both models, in ``<out>/compress.json``; rows that are there are kept.
+
+    The file keeps a table for each machine, size and number of updates; rows say which commit and versions made them.
 
     Args:
         quick: tiny models and few rounds.
         updates: training steps after what removes weights.
+        again: make the rows that are there too, and replace them.
         report: called with each row, those from an earlier run included.
 
     Raises:
@@ -114,37 +118,44 @@ def run(
     """
     scale: Scale = "smoke" if quick else "cpu"
     path = out / "compress.json"
-    settings = {"quick": quick, "updates": updates, **describe(device)}
-    known = _known(path, settings)
-    rows: list[dict[str, Any]] = []
+    made = describe(device)
+    tables = _tables(path)
+    known = tables.setdefault((made.pop("device"), quick, updates), {})
     for name in ("characters", "digits"):
         whole: Subject | None = None
         for method, steps in TABLE.items():
             if name == "characters" and method == "merged tokens":
                 continue
-            row = known.get((name, method))
-            if row is None:
+            if again or (name, method) not in known:
                 whole = whole or subject(name, scale=scale, seed=0, device=device)
-                row = {
+                known[name, method] = {
                     "model": name,
                     "method": method,
                     "steps": plain(steps),
                     **_row(whole, steps, updates, quick, device),
+                    **made,
                 }
-            rows.append(row)
-            write_atomic(path, json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
-            report(row)
+                content = [
+                    {**dict(zip(IDENTITY, key, strict=True)), "rows": [*rows.values()]} for key, rows in tables.items()
+                ]
+                write_atomic(path, json.dumps({"tables": content}, indent=1) + "\n")
+            report(known[name, method])
     return path
 
 
-def _known(path: Path, settings: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
-    """Rows by model and method that an earlier run with the same settings, machine and versions has left."""
+IDENTITY = ("device", "quick", "updates")  # what no two tables share
+Rows = dict[tuple[str, str], dict[str, Any]]  # by model and method
+
+
+def _tables(path: Path) -> dict[tuple[str, bool, int], Rows]:
+    """What earlier runs have left, by :data:`IDENTITY`."""
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        rows = found["rows"] if found["settings"] == json.loads(json.dumps(settings)) else []
-        return {(row["model"], row["method"]): row for row in rows}
+        return {
+            tuple(table[name] for name in IDENTITY): {(row["model"], row["method"]): row for row in table["rows"]}
+            for table in json.loads(path.read_text(encoding="utf-8"))["tables"]
+        }
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} holds no table of compressors: {error!r}") from error
 

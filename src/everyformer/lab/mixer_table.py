@@ -6,11 +6,13 @@ import dataclasses
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
 from everyformer.files import write_atomic
 
 Step = Literal["forward", "training", "token"]
+STEPS: tuple[Step, ...] = get_args(Step)
+NO_ROOM = "memory of the machine"  # why a mixer was stopped that the machine had no memory for
 MEASURE = "everyformer bench mixers"  # the command that fills a table
 
 
@@ -23,7 +25,10 @@ class Speed:
         token: seconds for the token after ``length`` others, where a cache can be kept.
         memory, training_memory: peak bytes beyond weights and input.
         weights: bytes of the weights, which of some mixers grow with the length.
-        stopped: why it was not run at this length and longer ones.
+        stopped: why the steps without seconds were not run at this length and longer ones.
+        token_memory: bytes of the cache after ``length`` tokens, and the peak of the next one's step beyond them.
+        visits: how many times, apart from one another, it was timed, the fastest counts; 0 where that is not known.
+        run: of :attr:`Table.runs`, in which it was measured; empty where it was the table's first.
     """
 
     mixer: str
@@ -36,14 +41,22 @@ class Speed:
     training_memory: float | None = None
     weights: float = 0.0
     stopped: str = ""
+    token_memory: float | None = None
+    visits: int = 0
+    run: str = ""
+
+    @property
+    def key(self) -> tuple[str, bool, int]:
+        """What no two rows of a table share."""
+        return self.mixer, self.causal, self.length
 
     def seconds(self, step: Step) -> float | None:
         """The time of a step."""
         return {"forward": self.forward, "training": self.training, "token": self.token}[step]
 
     def bytes(self, step: Step) -> float | None:
-        """The memory of a step with the weights; that of a token is not told apart from that of a pass."""
-        peak = self.training_memory if step == "training" else self.memory
+        """The memory of a step with the weights."""
+        peak = {"forward": self.memory, "training": self.training_memory, "token": self.token_memory}[step]
         return None if peak is None else peak + self.weights
 
 
@@ -58,11 +71,23 @@ class Accuracy:
     chance: float
     loss: float
     parameters: int
+    run: str = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What no two rows of a table share."""
+        return self.mixer, self.task
 
 
 @dataclasses.dataclass
 class Table:
-    """Everything measured on one machine at one width; ``kind`` is ``cpu``, ``cuda`` or ``mps``."""
+    """Everything measured on one machine at one width.
+
+    Attributes:
+        kind: ``cpu``, ``cuda`` or ``mps``.
+        versions, commit, created: of the first run.
+        runs: the same of each run that rows name; the names begin with the time, so that a later one is greater.
+    """
 
     device: str
     kind: str
@@ -74,6 +99,7 @@ class Table:
     created: str
     speed: list[Speed] = dataclasses.field(default_factory=list)
     accuracy: list[Accuracy] = dataclasses.field(default_factory=list)
+    runs: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     @property
     def identity(self) -> tuple[str, int, int, str]:
@@ -128,16 +154,27 @@ def load(files: Iterable[Path] | None = None) -> list[Table]:
     return list(found.values())
 
 
+Row = TypeVar("Row", Speed, Accuracy)
+
+
+def later(known: Iterable[Row], new: Iterable[Row]) -> list[Row]:
+    """The rows of both; of two with the same key that of the later run, or the new one."""
+    rows: dict[Any, Row] = {row.key: row for row in known}
+    for row in new:
+        if row.key not in rows or row.run >= rows[row.key].run:
+            rows[row.key] = row
+    return list(rows.values())
+
+
 def save(table: Table, file: Path) -> Path:
-    """Put a table into a file; other tables stay, and of this one the rows that another process has put there."""
+    """Put a table into a file; other tables stay, and of this one the rows that a later run has put there, or only it."""
     tables = load([file])
     others = [other for other in tables if other.identity != table.identity]
     whole = dataclasses.replace(table, speed=[*table.speed], accuracy=[*table.accuracy])
     for before in tables:
         if before.identity == table.identity:
-            known = {(row.mixer, row.causal, row.length) for row in table.speed}
-            whole.speed += [row for row in before.speed if (row.mixer, row.causal, row.length) not in known]
-            scored = {(row.mixer, row.task) for row in table.accuracy}
-            whole.accuracy += [row for row in before.accuracy if (row.mixer, row.task) not in scored]
+            whole.speed = later(before.speed, table.speed)
+            whole.accuracy = later(before.accuracy, table.accuracy)
+            whole.runs = {**before.runs, **table.runs}
     content = {"tables": [dataclasses.asdict(one) for one in (*others, whole)]}
     return write_atomic(file, json.dumps(content, indent=1) + "\n")

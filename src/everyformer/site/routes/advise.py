@@ -40,8 +40,15 @@ class Answer:
 
 
 def tables(site: Site) -> list[Table]:
-    """What was measured at full size, as it was a minute ago at most."""
-    found: list[Table] = site.remembered("mixers", TABLES_SECONDS, mixer_table.load)
+    """What was measured at full size, as it was a minute ago at most.
+
+    Raises:
+        ValueError: a file that is no table; visitors are not told where it lies.
+    """
+    try:
+        found: list[Table] = site.remembered("mixers", TABLES_SECONDS, mixer_table.load)
+    except ValueError as error:
+        raise ValueError("What was measured here cannot be read; `everyformer advise` says why") from error
     return adviser.usable(found)
 
 
@@ -77,8 +84,10 @@ def _fields(request: Request) -> dict[str, str]:
 @router.get("/advise")
 def advise_page(request: Request, site: ASite, visitor: Visitor) -> Response:
     """The form, the table and the plot."""
-    fields, known, wrong, found = _fields(request), tables(site), "", None
+    fields, wrong, found = _fields(request), "", None
+    known: list[Table] = []
     try:
+        known = tables(site)
         found = answer(known, fields)
     except ValueError as error:
         wrong = str(error)
