@@ -470,7 +470,8 @@ def advise(
     table, here = adviser.choose(mixer_table.load(), device=name, kind=device.partition(":")[0], dim=dim, heads=heads)
     advice = adviser.advise(table, wish)
     console.print(adviser_display.rich_table(advice, wish, table))
-    for line in adviser_display.notes(advice, wish, table, name if not here else ""):
+    said = adviser_display.notes(advice, wish, table, name if not here else "")
+    for line in [*adviser_display.against_in_words(advice), *said]:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     if plot is not None:
         console.print(f"Plot: {adviser_display.save_plot(advice, wish, table, plot)}", highlight=False, soft_wrap=True)

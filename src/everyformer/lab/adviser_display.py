@@ -93,21 +93,37 @@ def readable_bytes(value: float) -> str:
 
 
 def rich_table(advice: Sequence[Advice], wish: Wish, table: Table) -> RichTable:
-    """The table at the terminal: those that fit, then the others with what speaks against them."""
+    """The table at the terminal, narrow enough for 80 columns: those that fit, then those that miss a limit.
+
+    What has no figure for the step is left to :func:`against_in_words`.
+    """
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
 
-    tasks = tasks_of(advice)
-    shown = RichTable(title=title(wish, table), title_justify="left")
-    for name in ("", "Mixer", "Time", "n^", "Memory", *(f"{task} %" for task in tasks), "Card", "Against"):
-        shown.add_column(name)
-    for one in advice:
+    tasks, listed = tasks_of(advice), [one for one in advice if one.seconds or not one.against]
+    shown = RichTable(
+        title=title(wish, table), title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    shown.add_column("Mixer", no_wrap=True)
+    for name in ("Time", "n^", "Memory", *tasks):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for one in listed:
         shown.add_row(
-            "*" if one.best else "", one.card.name, figure_of(one.seconds, "seconds"), power_of(one.exponent),
-            figure_of(one.bytes, "bytes"),
+            f"{'*' if one.best else '×' if one.against else ' '} {one.card.name}",
+            figure_of(one.seconds, "seconds"), power_of(one.exponent), figure_of(one.bytes, "bytes"),
             *(f"{one.accuracies[task]:.0f}" if task in one.accuracies else "–" for task in tasks),
-            ", ".join(facts(one.card)), ", ".join(one.against), style="dim" if one.against else "",
+            style="dim" if one.against else "",
         )  # fmt: skip
     return shown
+
+
+def against_in_words(advice: Sequence[Advice]) -> list[str]:
+    """What speaks against which mixers, a line for each reason."""
+    names: dict[str, list[str]] = {}
+    for one in advice:
+        for why in one.against:
+            names.setdefault(why, []).append(one.card.name)
+    return [f"× {why}: {', '.join(said)}" for why, said in names.items()]
 
 
 def tasks_of(advice: Sequence[Advice]) -> list[str]:
@@ -148,7 +164,7 @@ def notes(advice: Sequence[Advice], wish: Wish, table: Table, elsewhere: str = "
         said.append(f"Memory for a {wish.step} was not measured, so that none is judged by it where there is no figure")
     if tested := [row.length for row in table.accuracy]:
         said.append(
-            f"Accuracy is of small networks, trained alike on {min(tested)} to {max(tested)} tokens whatever the length "
+            f"Tasks: % right, of small networks trained alike on {min(tested)} to {max(tested)} tokens whatever the length "
             "asked for, with narrower windows, blocks and landmarks than those timed here and made by the import line"
         )
         said.append(
@@ -156,7 +172,9 @@ def notes(advice: Sequence[Advice], wish: Wish, table: Table, elsewhere: str = "
             "mixers that are causal only"
         )
     first = advice[0] if advice and not advice[0].against else None
-    said.append(f"First choice: {import_line(first.card, table, wish)}" if first else "None fits.")
+    if first:
+        said.append(f"First choice: {first.card.name}, {', '.join(facts(first.card))}")
+    said.append(import_line(first.card, table, wish) if first else "None fits.")
     return said
 
 
