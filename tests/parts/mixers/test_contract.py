@@ -114,6 +114,27 @@ def test_padded_rows_equal_each_row_alone(name, causal):
         torch.testing.assert_close(y[row : row + 1, :count], alone, rtol=1e-8, atol=1e-10)
 
 
+@over("mask")
+def test_a_tokenizers_mask_of_integers_is_one_of_booleans(name, causal):
+    mixer, x, mask = make(name, causal), tokens(), with_holes()
+    expected = mixer(x, mask=mask)
+    for dtype in (torch.int64, torch.int32, torch.uint8):
+        assert torch.equal(mixer(x, mask=mask.to(dtype)), expected)
+
+
+@over("mask")
+def test_masks_that_could_mean_something_else_are_refused(name, causal):
+    mixer, x, mask = make(name, causal), tokens(), with_holes()
+    for given, message in (
+        (mask.float(), "mask must be a tensor of booleans, or of integers that are 0 or 1, got torch.float32"),
+        (mask.tolist(), "mask must be a tensor of booleans, or of integers that are 0 or 1, got list"),
+        (-10000 * mask.long(), "mask must be of zeros and ones, got -10000 to 0"),
+        (mask[:, :-1], r"mask must be \(2, 37\), got \(2, 36\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mixer(x, mask=given)
+
+
 @over()
 def test_rows_of_a_batch_do_not_see_each_other(name, causal):
     mixer, x = make(name, causal).double(), tokens(3, dtype=torch.float64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
 Mask = Bool[Tensor, "batch tokens"]
@@ -45,12 +45,16 @@ class Mixer(nn.Module):
         self.causal, self.length = causal, length
 
     def forward(
-        self, x: Float[Tensor, "batch tokens dim"], mask: Mask | None = None, cache: Cache | None = None
+        self,
+        x: Float[Tensor, "batch tokens dim"],
+        mask: Mask | Integer[Tensor, "batch tokens"] | None = None,
+        cache: Cache | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
         """Mixed tokens.
 
         Args:
-            mask: which tokens are real; what stands at the others is seen by none, and their outputs mean nothing.
+            mask: which tokens are real, as booleans or as the zeros and ones of a tokenizer; what stands at the others is
+                seen by none, and their outputs mean nothing.
             cache: a dictionary that is empty before the first token; ``x`` are then the tokens after those it has seen.
 
         Raises:
@@ -63,8 +67,7 @@ class Mixer(nn.Module):
         if mask is not None:
             if not self.takes_mask:
                 raise ValueError(f"mask must be None for {type(self).__name__}: it has no way to leave tokens out")
-            if mask.shape != x.shape[:2]:
-                raise ValueError(f"mask must be {tuple(x.shape[:2])}, got {tuple(mask.shape)}")
+            mask = _as_booleans(mask, x)
         if cache is not None and not (self.takes_cache and self.causal):
             raise ValueError(f"cache must be None for {type(self).__name__} with causal={self.causal}")
         return self.mix(x, mask, cache)
@@ -72,6 +75,22 @@ class Mixer(nn.Module):
     def mix(self, x: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
         """The mixing itself, its input checked."""
         raise NotImplementedError
+
+
+def _as_booleans(mask: Any, x: Float[Tensor, "batch tokens dim"]) -> Mask:
+    """A mask as the mixers use it; ``ValueError`` where it is not one of the tokens of ``x``.
+
+    A mask of floats could be a bias on scores, of which the zeros are seen, so none is taken.
+    """
+    if not isinstance(mask, Tensor) or mask.is_floating_point() or mask.is_complex():
+        what = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(f"mask must be a tensor of booleans, or of integers that are 0 or 1, got {what}")
+    if mask.shape != x.shape[:2]:
+        raise ValueError(f"mask must be {tuple(x.shape[:2])}, got {tuple(mask.shape)}")
+    # Compiled code cannot look at values.
+    if mask.dtype != torch.bool and not torch.compiler.is_compiling() and not ((mask == 0) | (mask == 1)).all():
+        raise ValueError(f"mask must be of zeros and ones, got {int(mask.min())} to {int(mask.max())}")
+    return mask.bool()
 
 
 def in_order(
