@@ -206,11 +206,25 @@ def test_half_precision_stays_near(name, causal):
 
 
 @over()
-def test_it_compiles(name, causal):
-    mixer, x = make(name, causal), tokens().requires_grad_()
-    y = torch.compile(mixer, backend="aot_eager", fullgraph=True)(x)
-    torch.testing.assert_close(y, mixer(x), rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("masked", [False, True])
+def test_it_compiles(name, causal, masked):
+    if masked and not CARDS[name].mask:
+        pytest.skip("takes no mask")
+    mixer, x, mask = make(name, causal), tokens().requires_grad_(), with_holes() if masked else None
+    y = torch.compile(mixer, backend="aot_eager", fullgraph=True)(x, mask=mask)
+    torch.testing.assert_close(y, mixer(x, mask=mask), rtol=1e-4, atol=1e-5)
     y.sum().backward()
+
+
+@over("cache", "causal")
+def test_it_compiles_with_a_cache(name, causal):
+    if not causal:
+        pytest.skip("a cache is for reading from left to right")
+    mixer, x, caches = make(name, causal), tokens(), ({}, {})
+    for cache in caches:
+        mixer(x[:, :20], cache=cache)
+    y = torch.compile(mixer, backend="aot_eager", fullgraph=True)(x[:, 20:], cache=caches[0])
+    torch.testing.assert_close(y, mixer(x[:, 20:], cache=caches[1]), rtol=1e-4, atol=1e-5)
 
 
 @over()
@@ -230,16 +244,54 @@ def test_weights_of_full_attention_fit(name):
     assert torch.equal(mixer.qkv.weight, full.qkv.weight) and torch.equal(mixer.out.weight, full.out.weight)
 
 
+def peaks(name, causal, masked, cached=False):
+    """Bytes for 512 and for 2,048 tokens, with the sizes that it has by itself; ``cached``, those of the second half."""
+    torch.manual_seed(1)
+    mixer, found = mixers.create(name, DIM, heads=HEADS, causal=causal, length=2048), []
+    for count in (512, 2048):
+        x, mask, cache = tokens(1, count), torch.arange(count)[None] < count - 50 if masked else None, None
+        with torch.no_grad():
+            if cached:
+                cache, half = {}, count // 2
+                mixer(x[:, :half], mask=None if mask is None else mask[:, :half], cache=cache)
+                x, mask = x[:, half:], None if mask is None else mask[:, half:]
+            found.append(peak_extra_bytes(lambda x=x, mask=mask, cache=cache: mixer(x, mask=mask, cache=cache)))
+    return found
+
+
 @over()
-def test_memory_grows_as_the_card_says(name, causal):
+@pytest.mark.parametrize("masked", [False, True])
+def test_memory_grows_as_the_card_says(name, causal, masked):
     if "n²" in CARDS[name].memory:
         pytest.skip("grows with the square of the tokens")
-    torch.manual_seed(1)  # with the sizes that it has by itself
+    if masked and not CARDS[name].mask:
+        pytest.skip("takes no mask")
+    short, long = peaks(name, causal, masked)
+    assert long < 6 * short, (short, long)
+
+
+@over("cache", "causal")
+@pytest.mark.parametrize("masked", [False, True])
+def test_memory_of_tokens_after_others_grows_as_the_card_says(name, causal, masked):
+    if not causal:
+        pytest.skip("a cache is for reading from left to right")
+    short, long = peaks(name, causal, masked, cached=True)
+    assert long < 6 * short, (short, long)
+
+
+@over("mask")
+def test_gradients_with_a_mask_take_memory_as_the_card_says(name, causal):
+    if "n²" in CARDS[name].memory:
+        pytest.skip("grows with the square of the tokens")
+    torch.manual_seed(1)
     mixer = mixers.create(name, DIM, heads=HEADS, causal=causal, length=2048)
-    short, long = (tokens(1, count) for count in (512, 2048))
-    with torch.no_grad():
-        peaks = [peak_extra_bytes(lambda x=x: mixer(x)) for x in (short, long)]
-    assert peaks[1] < 6 * peaks[0], peaks
+    short, long = (
+        peak_extra_bytes(
+            lambda count=count: mixer(tokens(1, count), mask=torch.arange(count)[None] < count - 50).sum().backward()
+        )
+        for count in (512, 2048)
+    )
+    assert long < 6 * short, (short, long)
 
 
 @over("causal")

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
 Mask = Bool[Tensor, "batch tokens"]
 Cache = dict[str, Any]  # empty before the first token; a mixer keeps in it what it needs of the tokens read
+ROWS = 256  # queries that are mixed at once where each needs a mask of its own
 
 
 class Mixer(nn.Module):
@@ -93,6 +95,39 @@ def _as_booleans(mask: Any, x: Float[Tensor, "batch tokens dim"]) -> Mask:
     return mask.bool()
 
 
+def causal_attention(
+    query: Float[Tensor, "batch heads tokens head_dim"],
+    key: Float[Tensor, "batch heads seen head_dim"],
+    value: Float[Tensor, "batch heads seen head_dim"],
+    real: Bool[Tensor, "batch seen"] | None = None,
+    scale: float | None = None,
+) -> Float[Tensor, "batch heads tokens head_dim"]:
+    """Softmax attention of the last ``tokens`` of ``seen`` to themselves and those before them, without all pairs' matrix.
+
+    Args:
+        real: which of those seen are there for others.
+        scale: of the scores, 1 / √head_dim by default.
+    """
+    tokens, seen = query.shape[2], key.shape[2]
+    if real is None and tokens in (1, seen):
+        return F.scaled_dot_product_attention(query, key, value, is_causal=tokens > 1, scale=scale)
+    if real is not None and tokens == seen:
+        # With the real ones first, in their order, no real one comes after one that is not.
+        order = (~real).sort(dim=1, stable=True).indices
+        query, key, value = (part.take_along_dim(order[:, None, :, None], dim=2) for part in (query, key, value))
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
+        return mixed.take_along_dim(order.argsort(dim=1)[:, None, :, None], dim=2)
+    blocks = []
+    for start in range(0, tokens, ROWS):
+        rows = query[:, :, start : start + ROWS]
+        end = seen - tokens + start + rows.shape[2]
+        allowed = in_order(rows.shape[2], end, None if real is None else real[:, :end], query.device)
+        blocks.append(
+            F.scaled_dot_product_attention(rows, key[:, :, :end], value[:, :, :end], attn_mask=allowed, scale=scale)
+        )
+    return torch.cat(blocks, dim=2)
+
+
 def in_order(
     tokens: int, seen: int, real: Bool[Tensor, "batch seen"] | None, device: torch.device
 ) -> Bool[Tensor, "#batch 1 {tokens} {seen}"]:
@@ -100,11 +135,10 @@ def in_order(
 
     A token sees itself even where it is not real, as a softmax over nothing is not a number.
     """
-    order = torch.ones(1, 1, tokens, seen, dtype=torch.bool, device=device).tril(seen - tokens)
-    if real is None:
-        return order
-    itself = torch.eye(seen, dtype=torch.bool, device=device)[seen - tokens :]
-    return (order & real[:, None, None]) | itself
+    place = torch.arange(seen, device=device)
+    itself = place == place[seen - tokens :, None]
+    order = place <= place[seen - tokens :, None]
+    return order[None, None] if real is None else (order & real[:, None, None]) | itself
 
 
 def split_heads(x: Float[Tensor, "batch tokens dim"], heads: int) -> Float[Tensor, "batch heads tokens head_dim"]:
