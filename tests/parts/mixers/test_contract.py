@@ -162,6 +162,22 @@ def test_reading_in_pieces_equals_reading_at_once(name, causal, masked):
         torch.testing.assert_close(got[real], expected[real], rtol=1e-8, atol=1e-10)
 
 
+@over("cache", "causal")
+def test_gradients_find_their_way_through_a_cache(name, causal):
+    if not causal:
+        pytest.skip("a cache is for reading from left to right")
+    mixer, x = make(name, causal).double(), tokens(count=17, dtype=torch.float64)
+    weight, found = torch.randn_like(x), []
+    for sizes in ([17], [5, 1, 1, 1, 7, 1, 1], [1] * 17):
+        given, cache = x.clone().requires_grad_(), {}
+        pieces = [mixer(part, cache=cache if len(sizes) > 1 else None) for part in given.split(sizes, dim=1)]
+        mixer.zero_grad()
+        (torch.cat(pieces, dim=1) * weight).sum().backward()
+        found.append([given.grad, *(parameter.grad.clone() for parameter in mixer.parameters())])
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-7, atol=1e-9)
+
+
 @over("any_length")
 def test_the_same_weights_take_any_number_of_tokens(name, causal):
     mixer = make(name, causal, length=None)

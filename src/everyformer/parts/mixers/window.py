@@ -57,6 +57,9 @@ class LocalAttention(Mixer):
         rings = [cache[name] for name in ("keys", "values", "real")]
         if tokens == 1:
             slot = start % window
+            if torch.is_grad_enabled():  # what earlier tokens saw must stay for their gradients
+                rings = [ring.clone() for ring in rings]
+                cache.update(keys=rings[0], values=rings[1], real=rings[2])
             for ring, new in zip(rings, (key, value, real), strict=True):
                 ring[:, slot] = new[:, 0]
             allowed = rings[2].clone()
