@@ -163,6 +163,20 @@ def test_reading_in_pieces_equals_reading_at_once(name, causal, masked):
 
 
 @over("cache", "causal")
+def test_a_cache_of_other_rows_is_refused_and_stays_as_it_was(name, causal):
+    if not causal:
+        pytest.skip("a cache is for reading from left to right")
+    mixer, x, cache = make(name, causal), tokens(), {}
+    expected = mixer(x)
+    mixer(x[:, :20], cache=cache)
+    for rows in (1, 3):
+        for count in (1, 5):
+            with pytest.raises(ValueError, match=f"cache must be of as many rows as x, {rows}, got one of 2"):
+                mixer(tokens(rows, count), cache=cache)
+    torch.testing.assert_close(mixer(x[:, 20:], cache=cache), expected[:, 20:], rtol=1e-4, atol=1e-5)
+
+
+@over("cache", "causal")
 def test_gradients_find_their_way_through_a_cache(name, causal):
     if not causal:
         pytest.skip("a cache is for reading from left to right")

@@ -72,7 +72,12 @@ class Mixer(nn.Module):
             mask = _as_booleans(mask, x)
         if cache is not None and not (self.takes_cache and self.causal):
             raise ValueError(f"cache must be None for {type(self).__name__} with causal={self.causal}")
-        return self.mix(x, mask, cache)
+        if cache is not None and cache.get("batch", len(x)) != len(x):
+            raise ValueError(f"cache must be of as many rows as x, {len(x)}, got one of {cache['batch']}")
+        mixed = self.mix(x, mask, cache)
+        if cache is not None:
+            cache["batch"] = len(x)  # after the mixing, as a cache is empty before the first token
+        return mixed
 
     def mix(self, x: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
         """The mixing itself, its input checked."""
