@@ -224,15 +224,19 @@ def test_gradients_reach_the_input_and_every_weight(name, causal):
 
 
 @over()
-def test_half_precision_stays_near(name, causal):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_near(name, causal, dtype):
     mixer, x = make(name, causal), tokens()
-    expected = mixer(x)
-    y = copy.deepcopy(mixer).bfloat16()(x.bfloat16())
-    assert y.dtype == torch.bfloat16
-    error = (y.float() - expected).norm(dim=-1) / expected.norm(dim=-1)
-    # Rounding moves a few of Reformer's tokens to another bucket; all others stay.
-    kept = error.quantile(0.75 if name == "reformer" else 1.0)
-    assert kept < 0.05, f"relative error {kept:.3f}"
+    expected, low = mixer(x), copy.deepcopy(mixer).to(dtype)
+    for mask in (None, torch.ones(2, TOKENS, dtype=torch.bool)) if CARDS[name].mask else (None,):
+        y = low(x.to(dtype).requires_grad_(), mask=mask)
+        assert y.dtype == dtype
+        error = (y.float() - expected).norm(dim=-1) / expected.norm(dim=-1)
+        # Rounding moves a few of Reformer's tokens to another bucket; all others stay.
+        kept = error.quantile(0.75 if name == "reformer" else 1.0)
+        assert kept < 0.05, f"relative error {kept:.3f}"
+    y.float().square().mean().backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in low.parameters())
 
 
 @over()
