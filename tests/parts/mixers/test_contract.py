@@ -136,6 +136,34 @@ def test_masks_that_could_mean_something_else_are_refused(name, causal):
 
 
 @over()
+def test_input_that_is_none_is_refused(name, causal):
+    mixer = make(name, causal)
+    for given, message in (
+        (tokens(count=0), r"x must have at least one token, got \(2, 0, 32\)"),
+        (tokens().tolist(), r"x must be \(batch, tokens, 32\), got list"),
+        (None, r"x must be \(batch, tokens, 32\), got NoneType"),
+        (tokens()[0], r"x must be \(batch, tokens, 32\), got \(37, 32\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mixer(given)
+
+
+@over()
+def test_sizes_that_are_none_are_refused(name, causal):
+    for given, message in (
+        ({"heads": "4"}, "heads must be an integer, got '4'"),
+        ({"heads": 4.0}, "heads must be an integer, got 4.0"),
+        ({"heads": None}, "heads must be an integer, got None"),
+        ({"dim": "32"}, "dim must be an integer, got '32'"),
+        ({"length": "48"}, "length must be an integer, got '48'"),
+        ({"length": 0}, "length must be at least 1, got 0"),
+        ({"length": -3}, "length must be at least 1, got -3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mixers.create(name, **{"dim": DIM, "heads": HEADS, "causal": causal, "length": LENGTH, **given})
+
+
+@over()
 def test_rows_of_a_batch_do_not_see_each_other(name, causal):
     mixer, x = make(name, causal).double(), tokens(3, dtype=torch.float64)
     torch.testing.assert_close(mixer(x)[1:2], mixer(x[1:2]), rtol=1e-8, atol=1e-10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +24,8 @@ class Mixer(nn.Module):
         length: most tokens, where the weights depend on it; ``None`` for mixers that take any number.
 
     Raises:
-        ValueError: a width that does not divide, a missing length, or causal where the mixer cannot be.
+        ValueError: a width that does not divide, sizes that are no integers, a missing length or one below 1, or causal
+            where the mixer cannot be.
     """
 
     can_be_causal: ClassVar[bool] = True
@@ -35,14 +37,19 @@ class Mixer(nn.Module):
     def __init__(self, dim: int, *, heads: int = 4, causal: bool = False, length: int | None = None) -> None:
         super().__init__()
         name = type(self).__name__
+        for what, size in (("dim", dim), ("heads", heads), ("length", 1 if length is None else length)):
+            if not isinstance(size, Integral):
+                raise ValueError(f"{what} must be an integer, got {size!r}")
         if heads < 1 or dim < 1 or dim % heads:
             raise ValueError(f"dim must be a multiple of heads, got dim={dim} and heads={heads}")
         if causal and not self.can_be_causal:
             raise ValueError(f"causal must be False for {name}: every token sees all")
         if not causal and self.must_be_causal:
             raise ValueError(f"causal must be True for {name}: it reads from left to right")
-        if self.needs_length and (length is None or length < 1):
-            raise ValueError(f"length must be given for {name}, whose weights depend on it, got {length}")
+        if self.needs_length and length is None:
+            raise ValueError(f"length must be given for {name}, whose weights depend on it, got None")
+        if length is not None and length < 1:
+            raise ValueError(f"length must be at least 1, got {length}")
         self.dim, self.heads, self.head_dim = dim, heads, dim // heads
         self.causal, self.length = causal, length
 
@@ -60,10 +67,14 @@ class Mixer(nn.Module):
             cache: a dictionary that is empty before the first token; ``x`` are then the tokens after those it has seen.
 
         Raises:
-            ValueError: another width, more tokens than ``length``, or a mask or cache that the mixer does not take.
+            ValueError: another width, no tokens or more than ``length``, a mask that is not one, a cache of other rows, or
+                a mask or cache that the mixer does not take.
         """
-        if x.dim() != 3 or x.shape[-1] != self.dim:
-            raise ValueError(f"x must be (batch, tokens, {self.dim}), got {tuple(x.shape)}")
+        shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        if not isinstance(x, Tensor) or x.dim() != 3 or x.shape[-1] != self.dim:
+            raise ValueError(f"x must be (batch, tokens, {self.dim}), got {shape}")
+        if x.shape[1] < 1:
+            raise ValueError(f"x must have at least one token, got {shape}")
         if self.length is not None and self.needs_length and x.shape[1] > self.length:
             raise ValueError(f"x must have at most length {self.length} tokens, got {x.shape[1]}")
         if mask is not None:
