@@ -15,6 +15,12 @@ def test_an_unknown_name_is_met_with_the_nearest():
         mixers.create("ful", 32)
 
 
+@pytest.mark.parametrize("name", [None, 3, ["full"]])
+def test_a_name_that_is_none_is_refused(name):
+    with pytest.raises(ValueError, match="name must be that of a mixer, got"):
+        mixers.create(name, 32)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [({"dim": 30}, "dim must be a multiple of heads"), ({"dim": 32, "heads": 0}, "dim must be a multiple of heads")],

@@ -164,5 +164,7 @@ def create(
     Raises:
         ValueError: no such mixer (the nearest names are given), or the class's own complaint.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"name must be that of a mixer, got {name!r}")
     card = catalog.lookup(name, cards(), "mixer")
     return card.kind(dim, heads=heads, causal=causal, length=length, **options)

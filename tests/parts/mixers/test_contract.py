@@ -114,6 +114,55 @@ def test_padded_rows_equal_each_row_alone(name, causal):
         torch.testing.assert_close(y[row : row + 1, :count], alone, rtol=1e-8, atol=1e-10)
 
 
+@over("mask")
+def test_a_tokenizers_mask_of_integers_is_one_of_booleans(name, causal):
+    mixer, x, mask = make(name, causal), tokens(), with_holes()
+    expected = mixer(x, mask=mask)
+    for dtype in (torch.int64, torch.int32, torch.uint8):
+        assert torch.equal(mixer(x, mask=mask.to(dtype)), expected)
+
+
+@over("mask")
+def test_masks_that_could_mean_something_else_are_refused(name, causal):
+    mixer, x, mask = make(name, causal), tokens(), with_holes()
+    for given, message in (
+        (mask.float(), "mask must be a tensor of booleans, or of integers that are 0 or 1, got torch.float32"),
+        (mask.tolist(), "mask must be a tensor of booleans, or of integers that are 0 or 1, got list"),
+        (-10000 * mask.long(), "mask must be of zeros and ones, got -10000 to 0"),
+        (mask[:, :-1], r"mask must be \(2, 37\), got \(2, 36\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mixer(x, mask=given)
+
+
+@over()
+def test_input_that_is_none_is_refused(name, causal):
+    mixer = make(name, causal)
+    for given, message in (
+        (tokens(count=0), r"x must have at least one token, got \(2, 0, 32\)"),
+        (tokens().tolist(), r"x must be \(batch, tokens, 32\), got list"),
+        (None, r"x must be \(batch, tokens, 32\), got NoneType"),
+        (tokens()[0], r"x must be \(batch, tokens, 32\), got \(37, 32\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mixer(given)
+
+
+@over()
+def test_sizes_that_are_none_are_refused(name, causal):
+    for given, message in (
+        ({"heads": "4"}, "heads must be an integer, got '4'"),
+        ({"heads": 4.0}, "heads must be an integer, got 4.0"),
+        ({"heads": None}, "heads must be an integer, got None"),
+        ({"dim": "32"}, "dim must be an integer, got '32'"),
+        ({"length": "48"}, "length must be an integer, got '48'"),
+        ({"length": 0}, "length must be at least 1, got 0"),
+        ({"length": -3}, "length must be at least 1, got -3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mixers.create(name, **{"dim": DIM, "heads": HEADS, "causal": causal, "length": LENGTH, **given})
+
+
 @over()
 def test_rows_of_a_batch_do_not_see_each_other(name, causal):
     mixer, x = make(name, causal).double(), tokens(3, dtype=torch.float64)
@@ -139,6 +188,36 @@ def test_reading_in_pieces_equals_reading_at_once(name, causal, masked):
         got = torch.cat(pieces, dim=1)
         real = slice(None) if mask is None else mask
         torch.testing.assert_close(got[real], expected[real], rtol=1e-8, atol=1e-10)
+
+
+@over("cache", "causal")
+def test_a_cache_of_other_rows_is_refused_and_stays_as_it_was(name, causal):
+    if not causal:
+        pytest.skip("a cache is for reading from left to right")
+    mixer, x, cache = make(name, causal), tokens(), {}
+    expected = mixer(x)
+    mixer(x[:, :20], cache=cache)
+    for rows in (1, 3):
+        for count in (1, 5):
+            with pytest.raises(ValueError, match=f"cache must be of as many rows as x, {rows}, got one of 2"):
+                mixer(tokens(rows, count), cache=cache)
+    torch.testing.assert_close(mixer(x[:, 20:], cache=cache), expected[:, 20:], rtol=1e-4, atol=1e-5)
+
+
+@over("cache", "causal")
+def test_gradients_find_their_way_through_a_cache(name, causal):
+    if not causal:
+        pytest.skip("a cache is for reading from left to right")
+    mixer, x = make(name, causal).double(), tokens(count=17, dtype=torch.float64)
+    weight, found = torch.randn_like(x), []
+    for sizes in ([17], [5, 1, 1, 1, 7, 1, 1], [1] * 17):
+        given, cache = x.clone().requires_grad_(), {}
+        pieces = [mixer(part, cache=cache if len(sizes) > 1 else None) for part in given.split(sizes, dim=1)]
+        mixer.zero_grad()
+        (torch.cat(pieces, dim=1) * weight).sum().backward()
+        found.append([given.grad, *(parameter.grad.clone() for parameter in mixer.parameters())])
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-7, atol=1e-9)
 
 
 @over("any_length")
@@ -173,23 +252,41 @@ def test_gradients_reach_the_input_and_every_weight(name, causal):
 
 
 @over()
-def test_half_precision_stays_near(name, causal):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_near(name, causal, dtype):
     mixer, x = make(name, causal), tokens()
-    expected = mixer(x)
-    y = copy.deepcopy(mixer).bfloat16()(x.bfloat16())
-    assert y.dtype == torch.bfloat16
-    error = (y.float() - expected).norm(dim=-1) / expected.norm(dim=-1)
-    # Rounding moves a few of Reformer's tokens to another bucket; all others stay.
-    kept = error.quantile(0.75 if name == "reformer" else 1.0)
-    assert kept < 0.05, f"relative error {kept:.3f}"
+    expected, low = mixer(x), copy.deepcopy(mixer).to(dtype)
+    for mask in (None, torch.ones(2, TOKENS, dtype=torch.bool)) if CARDS[name].mask else (None,):
+        y = low(x.to(dtype).requires_grad_(), mask=mask)
+        assert y.dtype == dtype
+        error = (y.float() - expected).norm(dim=-1) / expected.norm(dim=-1)
+        # Rounding moves a few of Reformer's tokens to another bucket; all others stay.
+        kept = error.quantile(0.75 if name == "reformer" else 1.0)
+        assert kept < 0.05, f"relative error {kept:.3f}"
+    y.float().square().mean().backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in low.parameters())
 
 
 @over()
-def test_it_compiles(name, causal):
-    mixer, x = make(name, causal), tokens().requires_grad_()
-    y = torch.compile(mixer, backend="aot_eager", fullgraph=True)(x)
-    torch.testing.assert_close(y, mixer(x), rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("masked", [False, True])
+def test_it_compiles(name, causal, masked):
+    if masked and not CARDS[name].mask:
+        pytest.skip("takes no mask")
+    mixer, x, mask = make(name, causal), tokens().requires_grad_(), with_holes() if masked else None
+    y = torch.compile(mixer, backend="aot_eager", fullgraph=True)(x, mask=mask)
+    torch.testing.assert_close(y, mixer(x, mask=mask), rtol=1e-4, atol=1e-5)
     y.sum().backward()
+
+
+@over("cache", "causal")
+def test_it_compiles_with_a_cache(name, causal):
+    if not causal:
+        pytest.skip("a cache is for reading from left to right")
+    mixer, x, caches = make(name, causal), tokens(), ({}, {})
+    for cache in caches:
+        mixer(x[:, :20], cache=cache)
+    y = torch.compile(mixer, backend="aot_eager", fullgraph=True)(x[:, 20:], cache=caches[0])
+    torch.testing.assert_close(y, mixer(x[:, 20:], cache=caches[1]), rtol=1e-4, atol=1e-5)
 
 
 @over()
@@ -209,16 +306,54 @@ def test_weights_of_full_attention_fit(name):
     assert torch.equal(mixer.qkv.weight, full.qkv.weight) and torch.equal(mixer.out.weight, full.out.weight)
 
 
+def peaks(name, causal, masked, cached=False):
+    """Bytes for 512 and for 2,048 tokens, with the sizes that it has by itself; ``cached``, those of the second half."""
+    torch.manual_seed(1)
+    mixer, found = mixers.create(name, DIM, heads=HEADS, causal=causal, length=2048), []
+    for count in (512, 2048):
+        x, mask, cache = tokens(1, count), torch.arange(count)[None] < count - 50 if masked else None, None
+        with torch.no_grad():
+            if cached:
+                cache, half = {}, count // 2
+                mixer(x[:, :half], mask=None if mask is None else mask[:, :half], cache=cache)
+                x, mask = x[:, half:], None if mask is None else mask[:, half:]
+            found.append(peak_extra_bytes(lambda x=x, mask=mask, cache=cache: mixer(x, mask=mask, cache=cache)))
+    return found
+
+
 @over()
-def test_memory_grows_as_the_card_says(name, causal):
+@pytest.mark.parametrize("masked", [False, True])
+def test_memory_grows_as_the_card_says(name, causal, masked):
     if "n²" in CARDS[name].memory:
         pytest.skip("grows with the square of the tokens")
-    torch.manual_seed(1)  # with the sizes that it has by itself
+    if masked and not CARDS[name].mask:
+        pytest.skip("takes no mask")
+    short, long = peaks(name, causal, masked)
+    assert long < 6 * short, (short, long)
+
+
+@over("cache", "causal")
+@pytest.mark.parametrize("masked", [False, True])
+def test_memory_of_tokens_after_others_grows_as_the_card_says(name, causal, masked):
+    if not causal:
+        pytest.skip("a cache is for reading from left to right")
+    short, long = peaks(name, causal, masked, cached=True)
+    assert long < 6 * short, (short, long)
+
+
+@over("mask")
+def test_gradients_with_a_mask_take_memory_as_the_card_says(name, causal):
+    if "n²" in CARDS[name].memory:
+        pytest.skip("grows with the square of the tokens")
+    torch.manual_seed(1)
     mixer = mixers.create(name, DIM, heads=HEADS, causal=causal, length=2048)
-    short, long = (tokens(1, count) for count in (512, 2048))
-    with torch.no_grad():
-        peaks = [peak_extra_bytes(lambda x=x: mixer(x)) for x in (short, long)]
-    assert peaks[1] < 6 * peaks[0], peaks
+    short, long = (
+        peak_extra_bytes(
+            lambda count=count: mixer(tokens(1, count), mask=torch.arange(count)[None] < count - 50).sum().backward()
+        )
+        for count in (512, 2048)
+    )
+    assert long < 6 * short, (short, long)
 
 
 @over("causal")

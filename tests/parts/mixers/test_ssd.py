@@ -92,7 +92,7 @@ def test_what_is_kept_does_not_grow():
     sizes = set()
     for _ in range(3):
         mixer(torch.randn(1, 40, 32), cache=cache)
-        sizes.add(sum(part.numel() for part in cache.values()))
+        sizes.add(sum(part.numel() for part in cache.values() if torch.is_tensor(part)))
     assert len(sizes) == 1
 
 

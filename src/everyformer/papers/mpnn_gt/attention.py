@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from everyformer.papers.mpnn_gt.segments import Batch, Segments, check_nodes
+from everyformer.parts.mixers.kernel import elu_and_one, random_exponents
 
 
 class EluFeatures(nn.Module):
@@ -20,7 +21,7 @@ class EluFeatures(nn.Module):
 
     def forward(self, x: Float[Tensor, "... head_dim"]) -> Float[Tensor, "... head_dim"]:
         """Features of queries or keys."""
-        return F.elu(x) + 1
+        return elu_and_one(x)
 
 
 class RandomFeatures(nn.Module):
@@ -54,9 +55,7 @@ class RandomFeatures(nn.Module):
         """
         if x.shape[-1] != self.rows.shape[1]:
             raise ValueError(f"x must have width {self.rows.shape[1]}, got {x.shape[-1]}")
-        x = x * self.rows.shape[1] ** -0.25
-        exponent = x @ self.rows.T - x.square().sum(-1, keepdim=True) / 2
-        return exponent.exp() / math.sqrt(self.rows.shape[0])
+        return random_exponents(x, self.rows).exp() / math.sqrt(self.rows.shape[0])
 
 
 def _random_rotation(dim: int, generator: torch.Generator) -> Tensor:

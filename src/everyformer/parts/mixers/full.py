@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from everyformer.parts.growing import grown
-from everyformer.parts.mixers.base import Cache, Mixer, in_order, join_heads, split_heads
+from everyformer.parts.mixers.base import Cache, Mixer, causal_attention, join_heads, split_heads
 
 
 class FullAttention(Mixer):
@@ -25,11 +25,11 @@ class FullAttention(Mixer):
         query, key, value = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
         if cache is not None:
             key, value, mask = _remember(cache, key, value, mask)
-        tokens, seen = query.shape[2], key.shape[2]
-        allowed, causal = None if mask is None else mask[:, None, None], self.causal and tokens > 1
-        if causal and (mask is not None or tokens != seen):
-            allowed, causal = in_order(tokens, seen, mask, x.device), False
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, is_causal=causal)
+        if self.causal:
+            mixed = causal_attention(query, key, value, mask)
+        else:
+            allowed = None if mask is None else mask[:, None, None]
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
         return self.out(join_heads(mixed))  # type: ignore[no-any-return]
 
 

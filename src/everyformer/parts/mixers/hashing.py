@@ -92,7 +92,8 @@ class ReformerAttention(Mixer):
         keys, values = (neighbours(F.pad(part, (0, 0, 0, 0, 1, 0)), 2) for part in (sorted_key, sorted_value))
         scores = sorted_query @ (keys * self.head_dim**-0.5).transpose(-2, -1)
         hidden, itself = self._hidden(bucket.unflatten(1, (-1, chunk)))
-        scores = scores.masked_fill(hidden, float("-inf")).masked_fill(itself, -1e5)
+        last = max(-1e5, torch.finfo(scores.dtype).min)  # float16 does not reach as far
+        scores = scores.masked_fill(hidden, float("-inf")).masked_fill(itself, last)
         weight = scores.logsumexp(dim=-1, keepdim=True)
         mixed = ((scores - weight).exp() @ values).flatten(1, 2)
         back = (

@@ -16,6 +16,8 @@ from everyformer.parts.mixers.base import Cache, Mixer, join_heads, split_heads
 class LinearAttention(Mixer):
     """Attention with the features elu + 1 (arXiv 2006.16236, equation 7); its cache is one matrix a head.
 
+    Among the nodes of graphs instead of tokens it is what a virtual node can imitate (arXiv 2301.11956).
+
     Args:
         chunk: tokens that are mixed at once where it is causal; the sums go from chunk to chunk.
 
@@ -55,12 +57,14 @@ class LinearAttention(Mixer):
         cache: Cache | None,
     ) -> tuple[Float[Tensor, "batch heads tokens features"], Float[Tensor, "batch heads tokens features"]]:
         """Features of queries and keys, none below zero; those of tokens that are not real are zero."""
-        query, key = (_elu_and_one(part.contiguous()) for part in (query, key))  # products copy them anyway
+        query, key = (elu_and_one(part.contiguous()) for part in (query, key))  # products copy them anyway
         return query, key if mask is None else key * mask[:, None, :, None]
 
 
 class PerformerAttention(LinearAttention):
     """Softmax attention by positive random features (FAVOR+, arXiv 2009.14794, lemma 1 and section 2.4).
+
+    Among the nodes of graphs instead of tokens it is what a virtual node can imitate (arXiv 2301.11956).
 
     Args:
         features: random directions, orthogonal within each ``head_dim`` of them; about ``head_dim`` · ln ``head_dim``
@@ -99,7 +103,7 @@ class PerformerAttention(LinearAttention):
         # exp(wᵀx - |x|²/2). A direction's features of keys are divided by their largest, those of queries multiplied by
         # it and divided by the largest of their query: the quotient of the sums stays, and nothing overflows.
         wide = torch.promote_types(query.dtype, torch.float32)
-        raw_query, raw_key = (self._exponents(part.to(wide)) for part in (query, key))
+        raw_query, raw_key = (random_exponents(part.to(wide), self.directions) for part in (query, key))
         if mask is not None:
             raw_key = raw_key.masked_fill(~mask[:, None, :, None], float("-inf"))
         top = raw_key.detach().amax(dim=2, keepdim=True).clamp(min=-1e9)  # where no key is real
@@ -113,12 +117,6 @@ class PerformerAttention(LinearAttention):
         raw_query = raw_query + top
         raw_query = raw_query - raw_query.detach().amax(dim=-1, keepdim=True)
         return raw_query.exp().to(query.dtype), (raw_key - top).exp().to(key.dtype)
-
-    def _exponents(
-        self, x: Float[Tensor, "batch heads tokens head_dim"]
-    ) -> Float[Tensor, "batch heads tokens features"]:
-        x = x * self.head_dim**-0.25
-        return x @ self.directions.to(x.dtype).T - x.square().sum(dim=-1, keepdim=True) / 2
 
 
 def _keep_directions(module: PerformerAttention, weights: dict[str, Any], prefix: str, *rest: Any) -> None:
@@ -160,10 +158,22 @@ def causal_sums(
     return mixed.flatten(2, 3)[:, :, :tokens], after
 
 
-def _elu_and_one(x: Tensor) -> Tensor:
+def elu_and_one(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """elu + 1 without the exponential's accurate difference to one, which costs more than all the rest."""
     above = x.relu()
     return (x - above).exp() + above
+
+
+def random_exponents(
+    x: Float[Tensor, "*batch head_dim"], directions: Float[Tensor, "features head_dim"]
+) -> Float[Tensor, "*batch features"]:
+    """``w·s - |s|²/2`` with ``s = x / head_dim^(1/4)``, for rows w of ``directions`` (arXiv 2009.14794, lemma 1).
+
+    Where the rows are normal numbers, the mean over them of the product of two such exponentials, of a query q and a key
+    k, is on average ``exp(q·k / √head_dim)``.
+    """
+    x = x * x.shape[-1] ** -0.25
+    return x @ directions.to(x.dtype).T - x.square().sum(dim=-1, keepdim=True) / 2
 
 
 def _smallest(norm: Tensor) -> float:

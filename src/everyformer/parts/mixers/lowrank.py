@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from everyformer.parts.mixers.base import Cache, Mixer, in_order, join_heads, split_heads
+from everyformer.parts.mixers.base import Cache, Mixer, causal_attention, join_heads, split_heads
 
 
 class LinformerAttention(Mixer):
@@ -168,8 +168,7 @@ def _by_place(
     """Attention with a learned key for every place."""
     tokens = value.shape[2]
     key = places[:, :tokens].expand(len(value), -1, -1, -1)
+    if causal:
+        return join_heads(causal_attention(query, key, value, mask, scale=1.0))
     allowed = None if mask is None else mask[:, None, None]
-    if causal and mask is not None:
-        allowed, causal = in_order(tokens, tokens, mask, value.device), False
-    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, is_causal=causal, scale=1.0)
-    return join_heads(mixed)
+    return join_heads(F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, scale=1.0))

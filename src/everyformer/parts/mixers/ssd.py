@@ -3,6 +3,7 @@
 The state of a head is a matrix: ``S_t = a_t S_{t-1} + k_t v_t'``, read by ``y_t = q_t S_t``. Written out,
 ``y = (L * q k') v`` where ``L[t, s]`` is the product of the gates a from s + 1 to t (section 5, "structured state space
 duality"). Chunks are computed as that attention and linked by their states (section 6): the time is linear in tokens.
+It is plain PyTorch on every device: the CUDA kernels of mamba-ssm are not used, not even where they are installed.
 """
 
 from __future__ import annotations

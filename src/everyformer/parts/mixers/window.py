@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from everyformer.parts.mixers.base import Cache, Mixer, in_order
+from everyformer.parts.mixers.base import Cache, Mixer, causal_attention, in_order
 from everyformer.parts.mixers.blocks import banded, cut
 
 
@@ -57,6 +57,9 @@ class LocalAttention(Mixer):
         rings = [cache[name] for name in ("keys", "values", "real")]
         if tokens == 1:
             slot = start % window
+            if torch.is_grad_enabled():  # what earlier tokens saw must stay for their gradients
+                rings = [ring.clone() for ring in rings]
+                cache.update(keys=rings[0], values=rings[1], real=rings[2])
             for ring, new in zip(rings, (key, value, real), strict=True):
                 ring[:, slot] = new[:, 0]
             allowed = rings[2].clone()
@@ -101,15 +104,14 @@ class StridedAttention(Mixer):
         local = banded(query, key, value, self.stride, self.causal, real)
         # Every stride-th token from one of the first is a sequence of its own: (batch · stride, heads, blocks, head_dim).
         columns = cut(qkv[:, :, :, near:], self.stride).permute(3, 0, 2, 4, 1, 5).flatten(1, 2)
-        causal = self.causal
-        allowed = None
-        if mask is not None or (not causal and tokens % self.stride):
+        there = None
+        if mask is not None or (not self.causal and tokens % self.stride):
             there = cut(real, self.stride).transpose(1, 2).expand(x.shape[0], -1, -1).flatten(0, 1)
-            if causal:
-                allowed, causal = in_order(columns.shape[3], columns.shape[3], there, x.device), False
-            else:  # a softmax over nothing is not a number, not even where its result is thrown away
-                allowed = (there | ~there.any(dim=-1, keepdim=True))[:, None, None]
-        far = F.scaled_dot_product_attention(columns[0], columns[1], columns[2], attn_mask=allowed, is_causal=causal)
+        if self.causal:
+            far = causal_attention(columns[0], columns[1], columns[2], there)
+        else:  # a softmax over nothing is not a number, not even where its result is thrown away
+            allowed = None if there is None else (there | ~there.any(dim=-1, keepdim=True))[:, None, None]
+            far = F.scaled_dot_product_attention(columns[0], columns[1], columns[2], attn_mask=allowed)
         far = far.unflatten(0, (-1, self.stride)).permute(0, 3, 1, 2, 4).flatten(1, 2)[:, :tokens]
         return self.out(torch.cat([local, far], dim=2).flatten(2))  # type: ignore[no-any-return]
 
