@@ -1,3 +1,5 @@
+import statistics
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,12 +26,16 @@ def test_linear_attention_is_what_its_features_weigh(causal, chunk):
 def test_more_features_come_nearer_to_full_attention(causal):
     full, x = mixers.create("full", DIM, heads=HEADS, causal=causal), torch.randn(4, 64, DIM)
     errors = []
-    for features in (8, 128, 2048):
-        torch.manual_seed(0)
+    for features in (16, 256, 4096):
         mixer = mixers.create("performer", DIM, heads=HEADS, causal=causal, features=features)
         mixer.load_state_dict(full.state_dict())
-        errors.append(float(((mixer(x) - full(x)).norm() / full(x).norm()).detach()))
-    assert errors[0] > 1.4 * errors[1] > 2 * errors[2] and errors[2] < 0.15, errors
+        draws = []
+        for _ in range(9):
+            mixer.redraw()
+            draws.append(float(((mixer(x) - full(x)).norm() / full(x).norm()).detach()))
+        errors.append(statistics.median(draws))
+    # Sixteen times the features take the error to a quarter in the limit; few of them are far from it.
+    assert errors[0] > 2 * errors[1] > 4 * errors[2] and errors[2] < 0.1, errors
 
 
 def test_directions_are_orthogonal_and_as_long_as_normal_ones():
@@ -37,6 +43,17 @@ def test_directions_are_orthogonal_and_as_long_as_normal_ones():
     blocks = F.normalize(mixer.directions, dim=1).unflatten(0, (3, 64))
     torch.testing.assert_close(blocks @ blocks.transpose(1, 2), torch.eye(64).expand(3, 64, 64), rtol=0, atol=1e-5)
     assert abs(mixer.directions.square().sum(dim=1).mean() / 64 - 1) < 0.1
+
+
+def test_no_direction_is_preferred():
+    mixer, drawn = mixers.create("performer", 8, heads=1, features=8), []
+    for _ in range(2000):
+        mixer.redraw()
+        drawn.append(mixer.directions.clone())
+    drawn = torch.stack(drawn)
+    # Of 64 means of 2,000 unit normals, one beyond five standard errors comes once in 30,000 runs.
+    assert drawn.mean(dim=0).abs().max() < 5 * 2000**-0.5
+    assert (drawn.square().mean(dim=0) - 1).abs().max() < 5 * (2 / 2000) ** 0.5
 
 
 def test_directions_are_drawn_anew_when_asked():

@@ -96,8 +96,10 @@ class PerformerAttention(LinearAttention):
     def redraw(self) -> None:
         """Draw other directions: orthogonal, and as long as those of normal numbers."""
         count, width = self.directions.shape
-        blocks = torch.linalg.qr(torch.randn(-(-count // width), width, width))[0].flatten(0, 1)[:count]
-        self.directions.copy_(blocks * torch.randn(count, width).norm(dim=1, keepdim=True))
+        rotation, upper = torch.linalg.qr(torch.randn(-(-count // width), width, width))
+        # Without these signs QR prefers some directions, and the kernel is biased.
+        rotation = rotation * upper.diagonal(dim1=1, dim2=2).sign()[:, None]
+        self.directions.copy_(rotation.flatten(0, 1)[:count] * torch.randn(count, width).norm(dim=1, keepdim=True))
 
     def features(self, query: Tensor, key: Tensor, mask: Tensor | None, cache: Cache | None) -> tuple[Tensor, Tensor]:
         # exp(wᵀx - |x|²/2). A direction's features of keys are divided by their largest, those of queries multiplied by
