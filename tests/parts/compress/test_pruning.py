@@ -1,5 +1,6 @@
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from everyformer.parts.compress import anatomy, pruning
@@ -108,6 +109,24 @@ def test_blocks_go_and_the_least_important_first(models, kind):
     assert len(anatomy.blocks(model)[1]) == 3 and anatomy.blocks(model)[0] == name
     if kind != "bert":
         torch.testing.assert_close(models.logits(model, inputs), expected)
+
+
+@pytest.mark.parametrize("kind", ["Gemma2", "Qwen3"])
+def test_layers_that_stay_keep_their_kind_of_attention_and_can_be_saved(kind, tmp_path):
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=64, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+        intermediate_size=64, sliding_window=4, use_sliding_window=True, layer_types=["sliding_attention", "full_attention"] * 2,
+    )  # fmt: skip
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    pruning.drop_blocks(model, 0.25, importance=torch.tensor([1.0, 0.0, 1.0, 1.0]))
+    assert model.config.layer_types == ["sliding_attention", "sliding_attention", "full_attention"]
+    assert [layer.self_attn.sliding_window for layer in model.model.layers] == [4, 4, None]
+    model.save_pretrained(tmp_path)
+    tokens = torch.randint(64, (1, 12))
+    with torch.no_grad():
+        expected = model(tokens).logits
+        torch.testing.assert_close(type(model).from_pretrained(tmp_path).eval()(tokens).logits, expected)
 
 
 def test_a_mixer_and_a_backbone_of_the_library_can_be_pruned():

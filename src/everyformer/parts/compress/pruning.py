@@ -256,19 +256,35 @@ def drop_blocks(
     )
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, shorter)
-    _renumber(model, shorter, count)
+    _renumber(model, name, chosen, count)
     return model
 
 
-def _renumber(model: nn.Module, members: Iterable[nn.Module], before: int) -> None:
-    """The numbers by which transformers' layers find their place in a cache, and the configuration's count."""
-    number = -1
+# What transformers' configurations may hold for each layer.
+_PER_LAYER = (
+    "layer_types", "mlp_layer_types", "indexer_types", "layers_block_type", "no_rope_layers", "attention_layers",
+    "intermediate_size", "activation_sparsity_pattern",
+)  # fmt: skip
+
+
+def _renumber(model: nn.Module, name: str, chosen: list[int], before: int) -> None:
+    """The numbers by which transformers' layers find their place in a cache, and what configurations say of layers.
+
+    Masks and rotary positions of transformers follow ``config.layer_types``, not the layer.
+    """
+    members: Any = model.get_submodule(name)
     for number, block in enumerate(members):
         for module in block.modules():
             if isinstance(getattr(module, "layer_idx", None), int):
-                module.layer_idx = number  # type: ignore[assignment]
-    config: Any = getattr(model, "config", None)
-    for attribute in ("num_hidden_layers", "n_layer"):
-        if getattr(config, attribute, None) == before:
-            setattr(config, attribute, number + 1)
-            break
+                module.layer_idx = number
+    parts = name.split(".")
+    owners = [model.get_submodule(".".join(parts[:end])) for end in range(len(parts))]
+    for config in {id(owner.config): owner.config for owner in owners if hasattr(owner, "config")}.values():
+        for attribute in ("num_hidden_layers", "n_layer"):
+            if getattr(config, attribute, None) == before:
+                setattr(config, attribute, len(chosen))
+                break
+        for attribute in _PER_LAYER:
+            values = getattr(config, attribute, None)
+            if isinstance(values, list | tuple) and len(values) == before:
+                setattr(config, attribute, [values[place] for place in chosen])
