@@ -10,11 +10,14 @@ KINDS = ("ours", "llama", "gpt2", "bert", "hf_vit", "vit")
 @pytest.mark.parametrize("kind", KINDS)
 def test_factors_have_fewer_weights_and_the_least_error(models, kind):
     model, inputs = models.build(kind)
+    anatomy.prepare(model)
     before = {name: layer.weight.detach().clone() for name, layer in anatomy.linears(model).items()}
     factors.low_rank(model, 0.5)
     assert models.logits(model, inputs).isfinite().all()
     for name, weight in before.items():
-        down, up = model.get_submodule(name)
+        down, up = layer = model.get_submodule(name)
+        torch.testing.assert_close(layer.weight, up.weight @ down.weight)
+        assert layer.bias is up.bias
         assert down.weight.numel() + up.weight.numel() <= weight.numel() / 2
         sizes = torch.linalg.svdvals(weight)
         rank = len(down.weight)

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from everyformer.parts.compress import merging, pruning, quantise
+from everyformer.parts.compress import factors, merging, pruning, quantise
 
 
 def test_the_likest_pairs_merge_and_the_class_token_stays():
@@ -75,6 +75,15 @@ def test_copies_precision_training_compiling_and_other_compressors(models):
     torch.testing.assert_close(compiled, models.logits(short, pictures), rtol=1e-4, atol=1e-5)
     smaller = quantise.nvfp4_weights(pruning.prune_heads(twin, 0.5))
     assert models.logits(smaller, pictures).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["vit", "hf_vit"])
+@pytest.mark.parametrize("first", [factors.low_rank, quantise.nvfp4_weights, quantise.int8_weights])
+def test_tokens_merge_after_factors_and_after_fewer_bits(models, kind, first):
+    model, pictures = models.build(kind)
+    expected = models.logits(first(model), pictures)
+    torch.testing.assert_close(models.logits(merging.merge_tokens(model, 0), pictures), expected)
+    assert models.logits(merging.merge_tokens(merging.unmerge(model), 3), pictures).isfinite().all()
 
 
 def test_models_that_cannot_merge_are_refused(models):

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from everyformer.parts.compress.anatomy import Heads, attentions, blocks, check_share, linears
+from everyformer.parts.compress.anatomy import Heads, attentions, blocks, check_plain, check_share, linears, prepare
 
 Scope = Literal["layer", "global"]
 SCOPES = ("layer", "global")
@@ -42,11 +42,13 @@ def magnitude(
         permanent: otherwise torch's masks stay, so that training keeps the zeros; end with :func:`make_permanent`.
 
     Raises:
-        ValueError: a share outside [0, 1), another scope, or no layers.
+        ValueError: a share outside [0, 1), another scope, no layers, or weights in fewer bits.
     """
     check_share("sparsity", sparsity)
     _check_scope(scope)
-    layers = [(layer, "weight") for layer in linears(model, names).values()]
+    treated = linears(prepare(model), names)
+    check_plain(treated)
+    layers = [(layer, "weight") for layer in treated.values()]
     if scope == "global":
         prune.global_unstructured(layers, pruning_method=prune.L1Unstructured, amount=sparsity)
     else:
@@ -61,11 +63,12 @@ def n_of_m(
     """Keep the ``n`` largest of every ``m`` weights that follow each other along a layer's inputs (arXiv 2104.08378).
 
     Raises:
-        ValueError: not 0 < n < m, or inputs that ``m`` does not divide.
+        ValueError: not 0 < n < m, inputs that ``m`` does not divide, or weights in fewer bits.
     """
     if not 0 < n < m:
         raise ValueError(f"n must be above 0 and below m, got n={n} and m={m}")
-    layers = linears(model, names)
+    layers = linears(prepare(model), names)
+    check_plain(layers)
     for name, layer in layers.items():
         if layer.in_features % m:
             raise ValueError(f"inputs of a layer must be a multiple of m={m}, got {layer.in_features} in {name!r}")
@@ -88,9 +91,11 @@ def semi_structured(model: nn.Module) -> nn.Module:
     """Hold 2:4 weights in the form that sparse tensor cores multiply, by torchao; zero them by :func:`n_of_m` before.
 
     Raises:
-        ValueError: a device without them (CUDA, compute capability 8.0 or above), or weights that are not 2:4.
+        ValueError: a device without them (CUDA, compute capability 8.0 or above), or weights that are not 2:4 or have
+            fewer bits.
     """
-    layers = linears(model)
+    layers = linears(prepare(model))
+    check_plain(layers)
     device = next(model.parameters()).device
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
         raise ValueError(f"model must be on a CUDA device of compute capability 8.0 or above, got {device}")
@@ -119,6 +124,9 @@ def head_importance(
     """How much the loss feels each head: mean |output . gradient| (Michel et al., arXiv 1905.10650, eq. 3 and 4).
 
     A group is a head, or a head of keys with all that read it. Each layer's values have unit norm.
+
+    Raises:
+        ValueError: no batches, or no attention.
     """
     found = attentions(model)
     totals = {name: torch.zeros(heads.groups, device=heads.output.weight.device) for name, heads in found.items()}
@@ -136,13 +144,17 @@ def head_importance(
         return hook
 
     handles = [heads.output.register_forward_pre_hook(note(heads)) for heads in found.values()]
+    count = 0
     try:
         for batch in batches:
             loss(model, batch).backward()  # type: ignore[no-untyped-call]
+            count += 1
     finally:
         for handle in handles:
             handle.remove()
         model.zero_grad(set_to_none=True)
+    if not count:
+        raise ValueError("batches must hold at least one batch")
     return {name: total / total.norm().clamp_min(1e-12) for name, total in totals.items()}
 
 
@@ -157,11 +169,14 @@ def prune_heads(
         scope: equally many from every layer, or the least important of all.
 
     Raises:
-        ValueError: a share outside [0, 1), no attention, an importance of other heads, or heads that layers share.
+        ValueError: a share outside [0, 1), no attention, an importance of other heads, heads that layers share, or weights
+            in fewer bits or factors.
     """
     check_share("ratio", ratio)
     _check_scope(scope)
-    found = attentions(model)
+    found = attentions(prepare(model))
+    for heads in found.values():
+        check_plain(heads.layers)
     weights = [id(heads.output.weight) for heads in found.values()]
     if len(set(weights)) < len(weights):
         raise ValueError("model must not share its attention between layers; prune heads before sharing")
