@@ -33,6 +33,15 @@ def test_a_layer_of_low_rank_stays_what_it_is():
     torch.testing.assert_close(factors.low_rank(model, 0.5)(x), expected, atol=1e-4, rtol=1e-4)
 
 
+def test_factors_of_frozen_weights_are_frozen():
+    model = nn.Sequential(nn.Linear(32, 32), nn.GELU(), nn.Linear(32, 32))
+    model[0].requires_grad_(False)
+    model[2].bias.requires_grad_(False)
+    factors.low_rank(model)
+    learned = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert learned == {"2.0.weight", "2.1.weight"}
+
+
 def test_blocks_share_and_go_on_sharing(models):
     model, inputs = models.build("llama")
     whole = sum(parameter.numel() for parameter in model.parameters())

@@ -25,6 +25,9 @@ class LowRank(nn.Sequential, Replacement):
             up.weight.copy_(left[:, :rank] * root)
             if layer.bias is not None:
                 up.bias.copy_(layer.bias)
+                up.bias.requires_grad_(layer.bias.requires_grad)
+        for part in (down, up):
+            part.weight.requires_grad_(layer.weight.requires_grad)
         super().__init__(down, up)
         self.in_features, self.out_features = layer.in_features, layer.out_features
 
