@@ -97,6 +97,13 @@ def _lists(model: nn.Module) -> dict[str, nn.ModuleList | nn.Sequential]:
     return {name: module for name, module in found.items() if len(module) > 1} or found
 
 
+def norm_widths(module: nn.Module) -> list[int]:
+    """Widths of the norms inside a module, in order."""
+    norms = [inner for inner in module.modules() if "norm" in type(inner).__name__.lower()]
+    weights = [getattr(norm, "weight", None) for norm in norms]
+    return [len(weight) for weight in weights if isinstance(weight, Tensor) and weight.dim() == 1]
+
+
 def linears(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, nn.Linear]:
     """The linear layers that compressors treat: those of blocks, or of the whole model where it has no blocks.
 

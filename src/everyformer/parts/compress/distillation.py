@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from everyformer.parts.compress.anatomy import blocks
+from everyformer.parts.compress.anatomy import blocks, norm_widths
 
 
 def logits_loss(
@@ -168,9 +168,7 @@ def _width(model: nn.Module) -> int:
     width = getattr(config, "hidden_size", None)
     if isinstance(width, int):
         return width
-    norms = [module for module in blocks(model)[1][0].modules() if "norm" in type(module).__name__.lower()]
-    weights = [getattr(module, "weight", None) for module in norms]
-    widths = [len(weight) for weight in weights if isinstance(weight, Tensor) and weight.dim() == 1]
+    widths = norm_widths(blocks(model)[1][0])
     if not widths:
         raise ValueError(f"model must have norms that tell its width, got {type(model).__name__} without")
     return widths[0] if config is None else max(widths)

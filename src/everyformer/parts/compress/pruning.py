@@ -14,7 +14,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from everyformer.parts.compress.anatomy import Heads, attentions, blocks, check_plain, check_share, linears, prepare
+from everyformer.parts.compress.anatomy import (
+    Heads,
+    attentions,
+    blocks,
+    check_plain,
+    check_share,
+    linears,
+    norm_widths,
+    prepare,
+)
 
 Scope = Literal["layer", "global"]
 SCOPES = ("layer", "global")
@@ -252,10 +261,16 @@ def drop_blocks(
         importance: by :func:`block_importance`; else blocks at equal distances go (LayerDrop, arXiv 1909.11556).
 
     Raises:
-        ValueError: a share outside [0, 1), a model without a list of blocks, or an importance of other blocks.
+        ValueError: a share outside [0, 1), a model without a list of blocks or with blocks that need each other (of
+            several widths, or ``linked``), or an importance of other blocks.
     """
     check_share("ratio", ratio)
     name, members = blocks(model)
+    if any(getattr(block, "linked", False) for block in members):
+        raise ValueError(f"blocks must not take what others hand on to be left out, got {type(members[0]).__name__}")
+    widths = {max(norm_widths(block), default=0) for block in members}
+    if len(widths) > 1:
+        raise ValueError(f"blocks must have one width to be left out, got {', '.join(map(str, sorted(widths)))}")
     count = len(members)
     kept = max(1, count - round(ratio * count))
     if importance is None:
