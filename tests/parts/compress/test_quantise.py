@@ -81,6 +81,7 @@ def test_what_does_not_divide_or_was_treated_is_refused():
     with pytest.raises(ValueError, match="group must divide a layer's inputs, got 32 for 20"):
         quantise.int4_weights(odd)
     done = quantise.int8_weights(blocks_only())
+    assert "out_features=64, bias=True, weight=Int8Tensor" in repr(done) and done[0][0].weight.shape == (64, 64)
     for again in (quantise.int8_weights, quantise.int4_weights, quantise.nvfp4_weights):
         with pytest.raises(ValueError, match="plain numbers to compress, got Int8Tensor"):
             again(done)

@@ -1,6 +1,7 @@
 """Fewer bits: int8 and int4 through torchao, NVFP4 through this library's own kernels.
 
 Surveyed in arXiv 2307.07982, section 5. Everything acts in place, on the linear layers of the blocks, and returns the model.
+Weights of experts that transformers holds in one tensor (Mixtral) are in no linear layer and stay as they are.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ def _by_torchao(model: nn.Module, config: Any, names: Iterable[str] | None) -> n
     for layer, owner in shared:
         layer.weight = owner.weight
     for layer in layers.values():
+        vars(layer).pop("extra_repr", None)  # torchao's, which would show what the weight is read as
         layer.__class__ = TorchaoLinear
     return model
 
@@ -81,6 +83,9 @@ class TorchaoLinear(nn.Linear, Replacement):
 
     def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
         return F.linear(x, self._parameters["weight"], self.bias)  # type: ignore[arg-type]
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, weight={type(self._parameters['weight']).__name__}"
 
 
 class NVFP4Linear(nn.Module, Replacement):
