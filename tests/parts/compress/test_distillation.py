@@ -69,6 +69,20 @@ def test_attention_is_learned_where_models_return_it():
     )
 
 
+def test_hidden_states_are_learned_by_models_with_norms_of_queries():
+    def qwen(width, layers):
+        config = transformers.Qwen3Config(
+            vocab_size=20, hidden_size=width, num_hidden_layers=layers, num_attention_heads=2, num_key_value_heads=2,
+            head_dim=8, intermediate_size=32,
+        )  # fmt: skip
+        return transformers.Qwen3ForCausalLM(config)
+
+    distiller = distillation.Distiller(qwen(16, 1), qwen(32, 2), hidden=1.0)
+    assert distiller.projections[0].weight.shape == (32, 16)
+    _, loss = distiller(torch.randint(20, (2, 6)))
+    assert loss.isfinite()
+
+
 def test_models_that_do_not_match_are_refused():
     tokens = torch.randint(16, (2, 5))
     with pytest.raises(ValueError, match="same vocabulary"):

@@ -10,11 +10,14 @@ KINDS = ("ours", "llama", "gpt2", "bert", "hf_vit", "vit")
 @pytest.mark.parametrize("kind", KINDS)
 def test_factors_have_fewer_weights_and_the_least_error(models, kind):
     model, inputs = models.build(kind)
+    anatomy.prepare(model)
     before = {name: layer.weight.detach().clone() for name, layer in anatomy.linears(model).items()}
     factors.low_rank(model, 0.5)
     assert models.logits(model, inputs).isfinite().all()
     for name, weight in before.items():
-        down, up = model.get_submodule(name)
+        down, up = layer = model.get_submodule(name)
+        torch.testing.assert_close(layer.weight, up.weight @ down.weight)
+        assert layer.bias is up.bias
         assert down.weight.numel() + up.weight.numel() <= weight.numel() / 2
         sizes = torch.linalg.svdvals(weight)
         rank = len(down.weight)
@@ -28,6 +31,15 @@ def test_a_layer_of_low_rank_stays_what_it_is():
     model, x = nn.Sequential(layer), torch.randn(3, 64)
     expected = model(x)
     torch.testing.assert_close(factors.low_rank(model, 0.5)(x), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_factors_of_frozen_weights_are_frozen():
+    model = nn.Sequential(nn.Linear(32, 32), nn.GELU(), nn.Linear(32, 32))
+    model[0].requires_grad_(False)
+    model[2].bias.requires_grad_(False)
+    factors.low_rank(model)
+    learned = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert learned == {"2.0.weight", "2.1.weight"}
 
 
 def test_blocks_share_and_go_on_sharing(models):

@@ -2,8 +2,9 @@ import copy
 
 import pytest
 import torch
+import transformers
 
-from everyformer.parts.compress import merging, pruning, quantise
+from everyformer.parts.compress import factors, merging, pruning, quantise
 
 
 def test_the_likest_pairs_merge_and_the_class_token_stays():
@@ -77,9 +78,40 @@ def test_copies_precision_training_compiling_and_other_compressors(models):
     assert models.logits(smaller, pictures).isfinite().all()
 
 
+def test_the_distillation_token_stays_alone_too(models):
+    config = transformers.DeiTConfig(
+        image_size=16, patch_size=4, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
+    )
+    torch.manual_seed(0)
+    model = transformers.DeiTForImageClassificationWithTeacher(config).eval()
+    counts = []
+
+    def note(keys, count, protected):
+        counts.append(protected)
+        return merging.bipartite(keys, count, protected)
+
+    merging.merge_tokens(model, 4, match=note)
+    assert models.logits(model, torch.randn(1, 3, 16, 16)).isfinite().all() and counts == [2, 2]
+
+
+@pytest.mark.parametrize("kind", ["vit", "hf_vit"])
+@pytest.mark.parametrize("first", [factors.low_rank, quantise.nvfp4_weights, quantise.int8_weights])
+def test_tokens_merge_after_factors_and_after_fewer_bits(models, kind, first):
+    model, pictures = models.build(kind)
+    expected = models.logits(first(model), pictures)
+    torch.testing.assert_close(models.logits(merging.merge_tokens(model, 0), pictures), expected)
+    assert models.logits(merging.merge_tokens(merging.unmerge(model), 3), pictures).isfinite().all()
+
+
 def test_models_that_cannot_merge_are_refused(models):
     with pytest.raises(ValueError, match="per_block must be at least 0, got -1"):
         merging.merge_tokens(models.build("vit")[0], -1)
+    with pytest.raises(ValueError, match="protected must be at least 0, got -1"):
+        merging.merge_tokens(models.build("vit")[0], protected=-1)
+    model, pictures = models.build("vit")
+    with pytest.raises(ValueError, match="protected must be at most the 17 tokens, got 500"):
+        merging.merge_tokens(model, protected=500)(pictures)
+    assert merging.merge_tokens(merging.unmerge(model), protected=17)(pictures).isfinite().all()
     for kind in ("llama", "bert", "ours"):
         with pytest.raises(ValueError, match="timm's Block or transformers' ViTLayer"):
             merging.merge_tokens(models.build(kind)[0], 2)

@@ -1,8 +1,9 @@
 import pytest
 import torch
+import transformers
 from torch import nn
 
-from everyformer.parts.compress import anatomy, pruning
+from everyformer.parts.compress import anatomy, distillation, factors, pruning, quantise
 
 KINDS = ("ours", "llama", "gpt2", "bert", "hf_vit", "vit")
 
@@ -42,6 +43,7 @@ def test_training_keeps_the_zeros_of_masks(models):
 @pytest.mark.parametrize("kind", KINDS)
 def test_of_every_four_weights_the_two_largest_stay(models, kind):
     model, inputs = models.build(kind)
+    anatomy.prepare(model)
     before = {name: layer.weight.detach().clone() for name, layer in anatomy.linears(model).items()}
     pruning.n_of_m(model)
     for name, layer in anatomy.linears(model).items():
@@ -56,7 +58,7 @@ def test_of_every_four_weights_the_two_largest_stay(models, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_heads_that_write_nothing_can_go_without_a_trace(models, kind):
     model, inputs = models.build(kind)
-    heads = anatomy.attentions(model)
+    heads = anatomy.attentions(anatomy.prepare(model))
     assert len(heads) == 4
     with torch.no_grad():
         for number, one in enumerate(heads.values()):  # another dead head in every layer
@@ -72,7 +74,7 @@ def test_heads_that_write_nothing_can_go_without_a_trace(models, kind):
 def test_the_importance_by_gradients_is_zero_for_dead_heads_and_decides_over_all_layers(models):
     model, inputs = models.build("gpt2")
     with torch.no_grad():
-        first = next(iter(anatomy.attentions(model).values()))
+        first = next(iter(anatomy.attentions(anatomy.prepare(model)).values()))
         first.output.weight.unflatten(1, (4, -1))[:, 1:] = 0
     scores = pruning.head_importance(model, [inputs], lambda net, some: net(some).logits.square().mean())
     assert scores["transformer.h.0.attn"][1:].max() == 0 < scores["transformer.h.0.attn"][0]
@@ -108,6 +110,64 @@ def test_blocks_go_and_the_least_important_first(models, kind):
     assert len(anatomy.blocks(model)[1]) == 3 and anatomy.blocks(model)[0] == name
     if kind != "bert":
         torch.testing.assert_close(models.logits(model, inputs), expected)
+
+
+@pytest.mark.parametrize("kind", ["Gemma2", "Qwen3"])
+def test_layers_that_stay_keep_their_kind_of_attention_and_can_be_saved(kind, tmp_path):
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=64, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+        intermediate_size=64, sliding_window=4, use_sliding_window=True,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+    )  # fmt: skip
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    pruning.drop_blocks(model, 0.25, importance=torch.tensor([1.0, 0.0, 1.0, 1.0]))
+    assert model.config.layer_types == ["sliding_attention", "sliding_attention", "full_attention"]
+    assert [layer.self_attn.sliding_window for layer in model.model.layers] == [4, 4, None]
+    model.save_pretrained(tmp_path)
+    tokens = torch.randint(64, (1, 12))
+    with torch.no_grad():
+        expected = model(tokens).logits
+        torch.testing.assert_close(type(model).from_pretrained(tmp_path).eval()(tokens).logits, expected)
+
+
+def test_questions_leave_the_layers_of_gpt2_as_they_are(models):
+    model, tokens = models.build("gpt2")
+    classes = [type(module) for module in model.modules()]
+    sizes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        model.transformer.h[0].attn.c_proj.weight.zero_()
+    assert pruning.sparsity(model) == pytest.approx(32 * 32 / (4 * 12 * 32 * 32), abs=1e-3)
+    pruning.block_importance(model, [tokens])
+    scores = pruning.head_importance(model, [tokens], lambda net, some: net(some).logits.square().mean())
+    assert [len(score) for score in scores.values()] == [4] * 4
+    assert scores["transformer.h.0.attn"].max() == 0 < scores["transformer.h.1.attn"].max()
+    pruning.drop_blocks(distilled := models.build("gpt2")[0], 0.5)
+    distillation.Distiller(distilled, model, hidden=1.0)(tokens)
+    assert classes == [type(module) for module in model.modules()]
+    assert sizes == {name: tensor.shape for name, tensor in model.state_dict().items()}
+    prepared = pruning.head_importance(
+        anatomy.prepare(model.requires_grad_()), [tokens], lambda net, some: net(some).logits.square().mean()
+    )
+    for name, score in scores.items():
+        torch.testing.assert_close(prepared[name], score)
+
+
+@pytest.mark.parametrize("treat", [quantise.int8_weights, quantise.int4_weights, quantise.nvfp4_weights])
+def test_weights_in_few_bits_cannot_be_treated_again_but_can_be_asked(models, treat):
+    model, _ = models.build("llama")
+    head = model.lm_head.weight.detach().clone()
+    treat(pruning.magnitude(model, 0.5))
+    assert pruning.sparsity(model) > 0.45
+    for again in (
+        pruning.magnitude, pruning.n_of_m, pruning.prune_heads, factors.low_rank, factors.share_blocks,
+        quantise.int8_weights, quantise.int4_weights, quantise.nvfp4_weights,
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"weights must be plain numbers to compress, got (Int|NVFP4)"):
+            again(model)
+    assert torch.equal(model.lm_head.weight, head)
+    with pytest.raises(ValueError, match="plain numbers to compress, got LowRank"):
+        pruning.prune_heads(factors.low_rank(models.build("llama")[0]), 0.5)
 
 
 def test_a_mixer_and_a_backbone_of_the_library_can_be_pruned():
@@ -152,6 +212,8 @@ def test_a_wrong_share_scope_or_model_is_refused(models):
         pruning.drop_blocks(model, 0.5, importance=torch.ones(3))
     with pytest.raises(ValueError, match="batches must hold"):
         pruning.block_importance(model, [])
+    with pytest.raises(ValueError, match="batches must hold"):
+        pruning.head_importance(model, [], lambda net, batch: net(batch).mean())
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match=r"compute capability 8\.0"):
             pruning.semi_structured(model)

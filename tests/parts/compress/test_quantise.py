@@ -42,7 +42,7 @@ def test_fewer_bits_are_near_and_the_file_is_small_and_comes_back(name, tmp_path
 @pytest.mark.parametrize("name", METHODS)
 def test_models_of_any_origin_are_treated_in_their_blocks_only(models, kind, name):
     model, inputs = models.build(kind)
-    expected = models.logits(model, inputs)
+    expected = models.logits(anatomy.prepare(model), inputs)
     untouched = {id(layer) for layer in model.modules() if isinstance(layer, nn.Linear)}
     untouched -= {id(layer) for layer in anatomy.linears(model).values()}
     METHODS[name][0](model)
@@ -81,8 +81,9 @@ def test_what_does_not_divide_or_was_treated_is_refused():
     with pytest.raises(ValueError, match="group must divide a layer's inputs, got 32 for 20"):
         quantise.int4_weights(odd)
     done = quantise.int8_weights(blocks_only())
+    assert "out_features=64, bias=True, weight=Int8Tensor" in repr(done) and done[0][0].weight.shape == (64, 64)
     for again in (quantise.int8_weights, quantise.int4_weights, quantise.nvfp4_weights):
-        with pytest.raises(ValueError, match="plain numbers to quantise, got Int8Tensor"):
+        with pytest.raises(ValueError, match="plain numbers to compress, got Int8Tensor"):
             again(done)
 
 

@@ -110,6 +110,9 @@ class FcaBlock(nn.Module):
         mlp_ratio: hidden width of the feed-forward part over ``dim``.
         drop_path: chance of dropping a branch in training.
         layer_scale: start of the learnable scale on both branches.
+
+    Attributes:
+        linked: whether it hands tokens on or takes some in, so that no block of its stage can be left out.
     """
 
     def __init__(
@@ -124,6 +127,7 @@ class FcaBlock(nn.Module):
         layer_scale: float = 1e-6,
     ) -> None:
         super().__init__()
+        self.linked = merge or cross > 0
         self.norm1 = nn.LayerNorm(dim)
         self.attention = ForwardCrossAttention(dim, heads, grid, cross)
         self.gamma1 = nn.Parameter(layer_scale * torch.ones(dim))

@@ -80,14 +80,14 @@ class SlicedAttention(nn.Module):
             raise ValueError(f"groups must be at least 1 in each loop, got {groups}")
         if not callable(permutation) and permutation not in PERMUTATIONS:
             raise ValueError(f"permutation must be one of {', '.join(PERMUTATIONS)} or a function, got {permutation!r}")
-        self.heads = heads
+        self.heads, self.head_dim = heads, dim // heads
         self.permutation = permutation
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
 
     def forward(self, x: Float[Tensor, "batch tokens dim"], loop: int = 0) -> Float[Tensor, "batch tokens dim"]:
         """Attend with the groups of recursion ``loop``, counted from 0."""
-        batch, tokens, dim = x.shape
+        batch, tokens, _ = x.shape
         groups = self.groups[min(loop, len(self.groups) - 1)]
         if tokens % groups:
             raise ValueError(f"tokens must divide into the groups, got {tokens} tokens and {groups} groups")
@@ -95,9 +95,9 @@ class SlicedAttention(nn.Module):
         if order is not None:
             x = x[:, order]
         # The groups join the batch, so one fused kernel attends in all of them.
-        folded = self.qkv(x).reshape(batch * groups, tokens // groups, 3, self.heads, dim // self.heads)
+        folded = self.qkv(x).reshape(batch * groups, tokens // groups, 3, self.heads, self.head_dim)
         query, key, value = folded.permute(2, 0, 3, 1, 4)
-        x = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(batch, tokens, dim)
+        x = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(batch, tokens, -1)
         if order is not None:
             x = x[:, order.argsort()]
         return self.out(x)  # type: ignore[no-any-return]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +23,31 @@ _GROUPS = ("kv_heads", "num_kv_heads", "num_key_value_heads")
 _WIDTHS = ("all_head_size", "attn_dim", "split_size")
 
 
+class Replacement:
+    """What stands in a linear layer's place: called as it, with ``in_features``, ``out_features``, ``weight``, ``bias``.
+
+    Some layers are not called but read, so ``weight`` is what a call multiplies by, however it is held.
+    """
+
+
+def _conv1d(module: nn.Module) -> bool:
+    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
+
+
+def few_bits(module: nn.Module) -> bool:
+    """Whether a module is a linear layer whose weight is held in few bits, not in factors."""
+    return isinstance(module, Replacement) and not list(module.children())
+
+
+def _linear(module: Any) -> bool:
+    return isinstance(module, (nn.Linear, Replacement)) or _conv1d(module)
+
+
+def _features(layer: Any) -> tuple[int, int]:
+    """Inputs and outputs."""
+    return (layer.nx, layer.nf) if _conv1d(layer) else (layer.in_features, layer.out_features)
+
+
 def check_share(name: str, value: float) -> None:
     """Raise ``ValueError`` unless ``value`` is a share from 0 to below 1."""
     if not 0 <= value < 1:
@@ -38,7 +63,7 @@ def prepare(model: nn.Module) -> nn.Module:
         if isinstance(parent, nn.TransformerEncoderLayer):
             parent.activation_relu_or_gelu = 0
         for name, child in list(parent.named_children()):
-            if type(child).__name__ == "Conv1D" and type(child).__module__ == "transformers.pytorch_utils":
+            if _conv1d(child):
                 weight: Any = child.weight
                 inputs, outputs = weight.shape
                 layer = nn.Linear(inputs, outputs, device=weight.device, dtype=weight.dtype)
@@ -54,7 +79,7 @@ def blocks(model: nn.Module) -> tuple[str, nn.ModuleList | nn.Sequential]:
     Raises:
         ValueError: the model has no such list.
     """
-    found = _lists(prepare(model))
+    found = _lists(model)
     if not found:
         raise ValueError(f"model must have a list of equal blocks, got {type(model).__name__} without one")
     name = max(found, key=lambda name: len(found[name]))
@@ -66,16 +91,24 @@ def _lists(model: nn.Module) -> dict[str, nn.ModuleList | nn.Sequential]:
     for name, module in model.named_modules():
         if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(module):
             first = module[0]
-            alike = len({type(child) for child in module}) == 1 and not isinstance(first, nn.Linear)
-            if alike and any(isinstance(inner, nn.Linear) for inner in first.modules()):
+            alike = len({type(child) for child in module}) == 1 and not _linear(first)
+            if alike and any(_linear(inner) for inner in first.modules()):
                 found[name] = module
     return {name: module for name, module in found.items() if len(module) > 1} or found
+
+
+def norm_widths(module: nn.Module) -> list[int]:
+    """Widths of the norms inside a module, in order."""
+    norms = [inner for inner in module.modules() if "norm" in type(inner).__name__.lower()]
+    weights = [getattr(norm, "weight", None) for norm in norms]
+    return [len(weight) for weight in weights if isinstance(weight, Tensor) and weight.dim() == 1]
 
 
 def linears(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, nn.Linear]:
     """The linear layers that compressors treat: those of blocks, or of the whole model where it has no blocks.
 
-    Layers whose weight is an embedding's, and subclasses of ``nn.Linear``, which others read, are left out.
+    Layers whose weight is an embedding's, and subclasses of ``nn.Linear``, which others read, are left out. A layer that
+    was replaced by several counts as these. Compressors :func:`prepare` a model before.
 
     Args:
         names: of layers, to choose them otherwise.
@@ -83,12 +116,11 @@ def linears(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, n
     Raises:
         ValueError: there are none, or a name is not that of a linear layer.
     """
-    prepare(model)
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     every = {
         name: module
         for name, module in model.named_modules()
-        if type(module) is nn.Linear and id(module.weight) not in tables
+        if few_bits(module) or ((type(module) is nn.Linear or _conv1d(module)) and id(module.weight) not in tables)
     }
     if names is not None:
         wanted = list(names)
@@ -99,7 +131,16 @@ def linears(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, n
     chosen = {name: module for name, module in every.items() if name.startswith(lists)} if lists else every
     if not chosen:
         raise ValueError(f"model must have linear layers to compress, got {type(model).__name__} without")
-    return chosen
+    return chosen  # type: ignore[return-value]
+
+
+def check_plain(layers: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` if the weight of a layer is not held as plain numbers."""
+    for name, layer in layers.items():
+        replaced = isinstance(layer, Replacement)
+        held = layer._parameters.get("weight", layer) if replaced else layer.weight.data
+        if replaced or type(held) is not Tensor or not held.is_floating_point():
+            raise ValueError(f"weights must be plain numbers to compress, got {type(held).__name__} in {name!r}")
 
 
 @dataclasses.dataclass
@@ -128,14 +169,19 @@ class Heads:
     @property
     def count(self) -> int:
         """Heads of the queries."""
-        return int(self.output.in_features) // self.head_dim
+        return _features(self.output)[0] // self.head_dim
 
     @property
     def groups(self) -> int:
         """Heads of keys and values: what can go on its own, with the queries that it serves."""
-        if len(self.projections) == 3:
-            return int(getattr(self.module, self.projections[1]).out_features) // self.head_dim
-        return (int(getattr(self.module, self.projections[0]).out_features) // self.head_dim - self.count) // 2
+        outputs = _features(getattr(self.module, self.projections[len(self.projections) // 2]))[1]
+        return outputs // self.head_dim if len(self.projections) == 3 else (outputs // self.head_dim - self.count) // 2
+
+    @property
+    def layers(self) -> dict[str, nn.Module]:
+        """The projections and the output's layer."""
+        projections = {f"{self.name}.{part}": getattr(self.module, part) for part in self.projections}
+        return {**projections, f"output of {self.name}": self.output}
 
     def project(self, x: Float[Tensor, "batch tokens dim"]) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value, each (batch, its heads, tokens, head_dim), before any positions."""
@@ -187,13 +233,12 @@ def attentions(model: nn.Module) -> dict[str, Heads]:
     Raises:
         ValueError: the model has none.
     """
-    prepare(model)
     found = {}
     for name, module in model.named_modules():
         for projections, outs in _LAYOUTS:
-            if all(isinstance(getattr(module, part, None), nn.Linear) for part in projections):
+            if all(_linear(getattr(module, part, None)) for part in projections):
                 owner, out = _output_of(model, name, module, outs)
-                width = _head_dim(module, getattr(owner, out).in_features) if out else 0
+                width = _head_dim(module, _features(getattr(owner, out))[0]) if out else 0
                 if width and _plain(module, owner, (*projections, out), width):
                     found[name] = Heads(name, module, projections, owner, out, width)
     if not found:
@@ -203,10 +248,10 @@ def attentions(model: nn.Module) -> dict[str, Heads]:
 
 def _output_of(model: nn.Module, name: str, module: nn.Module, outs: tuple[str, ...]) -> tuple[nn.Module, str]:
     for out in outs:
-        if isinstance(getattr(module, out, None), nn.Linear):
+        if _linear(getattr(module, out, None)):
             return module, out
     beside: Any = getattr(model.get_submodule(name.rpartition(".")[0]), "output", None) if "." in name else None
-    return (beside, "dense") if isinstance(getattr(beside, "dense", None), nn.Linear) else (module, "")
+    return (beside, "dense") if _linear(getattr(beside, "dense", None)) else (module, "")
 
 
 def _head_dim(module: nn.Module, width: int) -> int:

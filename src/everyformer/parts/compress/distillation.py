@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from everyformer.parts.compress.anatomy import blocks
+from everyformer.parts.compress.anatomy import blocks, norm_widths
 
 
 def logits_loss(
@@ -160,9 +160,15 @@ class Distiller(nn.Module):
 
 
 def _width(model: nn.Module) -> int:
-    """Width of a model's tokens: that of the norm or norms in its blocks."""
-    for module in blocks(model)[1][0].modules():
-        weight = getattr(module, "weight", None)
-        if "norm" in type(module).__name__.lower() and isinstance(weight, Tensor) and weight.dim() == 1:
-            return len(weight)
-    raise ValueError(f"model must have norms that tell its width, got {type(model).__name__} without")
+    """Width of a model's tokens: as its configuration says, else that of the first norm in its blocks.
+
+    In transformers' blocks the first may be a norm of queries, so where the configuration is silent, the widest counts.
+    """
+    config: Any = getattr(model, "config", None)
+    width = getattr(config, "hidden_size", None)
+    if isinstance(width, int):
+        return width
+    widths = norm_widths(blocks(model)[1][0])
+    if not widths:
+        raise ValueError(f"model must have norms that tell its width, got {type(model).__name__} without")
+    return widths[0] if config is None else max(widths)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
-from everyformer.parts.compress.anatomy import blocks, linears
+from everyformer.parts.compress.anatomy import Replacement, blocks, check_plain, few_bits, linears, prepare
 
 
-class LowRank(nn.Sequential):
+class LowRank(nn.Sequential, Replacement):
     """A linear layer as two with fewer features between them: x -> (x A) B + b."""
 
     def __init__(self, layer: nn.Linear, rank: int) -> None:
@@ -24,8 +25,22 @@ class LowRank(nn.Sequential):
             up.weight.copy_(left[:, :rank] * root)
             if layer.bias is not None:
                 up.bias.copy_(layer.bias)
+                up.bias.requires_grad_(layer.bias.requires_grad)
+        for part in (down, up):
+            part.weight.requires_grad_(layer.weight.requires_grad)
         super().__init__(down, up)
         self.in_features, self.out_features = layer.in_features, layer.out_features
+
+    @property
+    def weight(self) -> Float[Tensor, "outputs inputs"]:
+        """The product, made anew at each reading."""
+        down, up = self
+        return up.weight @ down.weight  # type: ignore[operator, return-value]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """That of the second."""
+        return self[1].bias  # type: ignore[return-value]
 
 
 def low_rank(model: nn.Module, ratio: float = 0.5, *, names: Iterable[str] | None = None) -> nn.Module:
@@ -36,11 +51,12 @@ def low_rank(model: nn.Module, ratio: float = 0.5, *, names: Iterable[str] | Non
         names: the layers; those of the blocks by default.
 
     Raises:
-        ValueError: a share outside (0, 1), or a layer for which not even rank 1 is that small.
+        ValueError: a share outside (0, 1), a layer for which not even rank 1 is that small, or weights in fewer bits.
     """
     if not 0 < ratio < 1:
         raise ValueError(f"ratio must be above 0 and below 1, got {ratio}")
-    layers = linears(model, names)
+    layers = linears(prepare(model), names)
+    check_plain(layers)
     ranks = {}
     for name, layer in layers.items():
         rank = int(ratio * layer.weight.numel() / (layer.in_features + layer.out_features))
@@ -63,9 +79,10 @@ def share_blocks(model: nn.Module, every: int = 2) -> nn.Module:
     Train on afterwards: a block that takes another's place seldom fits at once.
 
     Raises:
-        ValueError: ``every`` below 2 or above the number of blocks, or blocks of other sizes.
+        ValueError: ``every`` below 2 or above the number of blocks, blocks of other sizes, or weights in fewer bits.
     """
     _, members = blocks(model)
+    check_plain({name: layer for name, layer in members.named_modules() if few_bits(layer)})
     if not 2 <= every <= len(members):
         raise ValueError(f"every must be from 2 to the {len(members)} blocks, got {every}")
     for number, block in enumerate(members):

@@ -84,16 +84,18 @@ def merge_tokens(
 
     Args:
         per_block: pairs in each block, at most half of the tokens that are there.
-        protected: tokens at the front that stay alone; the model's class and register tokens by default.
+        protected: tokens at the front that stay alone; the model's class, distillation and register tokens by default.
         match: how pairs are chosen, ``match(keys, count, protected)``.
 
     Raises:
-        ValueError: ``per_block`` below 0, or blocks that are no pre-norm encoder of timm or transformers.
+        ValueError: ``per_block`` or ``protected`` below 0, or blocks that are no pre-norm encoder of timm or transformers;
+            in a forward pass, more ``protected`` tokens than there are.
     """
-    if per_block < 0:
-        raise ValueError(f"per_block must be at least 0, got {per_block}")
     if protected is None:
-        protected = int(getattr(model, "num_prefix_tokens", 1))
+        protected = _prefix(model)
+    for name, value in (("per_block", per_block), ("protected", protected)):
+        if value < 0:
+            raise ValueError(f"{name} must be at least 0, got {value}")
     path, members = blocks(model)
     found = attentions(model)
     sizes = _Sizes()
@@ -106,6 +108,16 @@ def merge_tokens(
         block.merging = _Plan(heads, sizes, per_block, protected, number == 0, match)  # type: ignore[assignment]
         block.forward = types.MethodType(_forward, block)
     return model
+
+
+def _prefix(model: nn.Module) -> int:
+    """Tokens before those of the picture: timm's models tell, those of transformers have a parameter for each kind."""
+    told = getattr(model, "num_prefix_tokens", None)
+    if told is not None:
+        return int(told)
+    kinds = ("cls_token", "distillation_token", "register_tokens")
+    held = [tensor for name, tensor in model.named_parameters() if name.rpartition(".")[2] in kinds]
+    return sum(tensor.shape[-2] for tensor in held) or 1
 
 
 def unmerge(model: nn.Module) -> nn.Module:
@@ -135,6 +147,8 @@ def _forward(block: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     plan: _Plan = block.merging
     if plan.first:
         plan.sizes.value = None
+    if plan.protected > x.shape[1]:
+        raise ValueError(f"protected must be at most the {x.shape[1]} tokens, got {plan.protected}")
     timm = hasattr(block, "attn")
     normed = block.norm1(x) if timm else block.layernorm_before(x)
     mixed, keys = _attend(plan.heads, normed, plan.sizes.value)

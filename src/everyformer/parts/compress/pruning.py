@@ -14,7 +14,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from everyformer.parts.compress.anatomy import Heads, attentions, blocks, check_share, linears
+from everyformer.parts.compress.anatomy import (
+    Heads,
+    attentions,
+    blocks,
+    check_plain,
+    check_share,
+    linears,
+    norm_widths,
+    prepare,
+)
 
 Scope = Literal["layer", "global"]
 SCOPES = ("layer", "global")
@@ -42,11 +51,13 @@ def magnitude(
         permanent: otherwise torch's masks stay, so that training keeps the zeros; end with :func:`make_permanent`.
 
     Raises:
-        ValueError: a share outside [0, 1), another scope, or no layers.
+        ValueError: a share outside [0, 1), another scope, no layers, or weights in fewer bits.
     """
     check_share("sparsity", sparsity)
     _check_scope(scope)
-    layers = [(layer, "weight") for layer in linears(model, names).values()]
+    treated = linears(prepare(model), names)
+    check_plain(treated)
+    layers = [(layer, "weight") for layer in treated.values()]
     if scope == "global":
         prune.global_unstructured(layers, pruning_method=prune.L1Unstructured, amount=sparsity)
     else:
@@ -61,11 +72,12 @@ def n_of_m(
     """Keep the ``n`` largest of every ``m`` weights that follow each other along a layer's inputs (arXiv 2104.08378).
 
     Raises:
-        ValueError: not 0 < n < m, or inputs that ``m`` does not divide.
+        ValueError: not 0 < n < m, inputs that ``m`` does not divide, or weights in fewer bits.
     """
     if not 0 < n < m:
         raise ValueError(f"n must be above 0 and below m, got n={n} and m={m}")
-    layers = linears(model, names)
+    layers = linears(prepare(model), names)
+    check_plain(layers)
     for name, layer in layers.items():
         if layer.in_features % m:
             raise ValueError(f"inputs of a layer must be a multiple of m={m}, got {layer.in_features} in {name!r}")
@@ -88,9 +100,11 @@ def semi_structured(model: nn.Module) -> nn.Module:
     """Hold 2:4 weights in the form that sparse tensor cores multiply, by torchao; zero them by :func:`n_of_m` before.
 
     Raises:
-        ValueError: a device without them (CUDA, compute capability 8.0 or above), or weights that are not 2:4.
+        ValueError: a device without them (CUDA, compute capability 8.0 or above), or weights that are not 2:4 or have
+            fewer bits.
     """
-    layers = linears(model)
+    layers = linears(prepare(model))
+    check_plain(layers)
     device = next(model.parameters()).device
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
         raise ValueError(f"model must be on a CUDA device of compute capability 8.0 or above, got {device}")
@@ -119,6 +133,9 @@ def head_importance(
     """How much the loss feels each head: mean |output . gradient| (Michel et al., arXiv 1905.10650, eq. 3 and 4).
 
     A group is a head, or a head of keys with all that read it. Each layer's values have unit norm.
+
+    Raises:
+        ValueError: no batches, or no attention.
     """
     found = attentions(model)
     totals = {name: torch.zeros(heads.groups, device=heads.output.weight.device) for name, heads in found.items()}
@@ -136,13 +153,17 @@ def head_importance(
         return hook
 
     handles = [heads.output.register_forward_pre_hook(note(heads)) for heads in found.values()]
+    count = 0
     try:
         for batch in batches:
             loss(model, batch).backward()  # type: ignore[no-untyped-call]
+            count += 1
     finally:
         for handle in handles:
             handle.remove()
         model.zero_grad(set_to_none=True)
+    if not count:
+        raise ValueError("batches must hold at least one batch")
     return {name: total / total.norm().clamp_min(1e-12) for name, total in totals.items()}
 
 
@@ -157,11 +178,14 @@ def prune_heads(
         scope: equally many from every layer, or the least important of all.
 
     Raises:
-        ValueError: a share outside [0, 1), no attention, an importance of other heads, or heads that layers share.
+        ValueError: a share outside [0, 1), no attention, an importance of other heads, heads that layers share, or weights
+            in fewer bits or factors.
     """
     check_share("ratio", ratio)
     _check_scope(scope)
-    found = attentions(model)
+    found = attentions(prepare(model))
+    for heads in found.values():
+        check_plain(heads.layers)
     weights = [id(heads.output.weight) for heads in found.values()]
     if len(set(weights)) < len(weights):
         raise ValueError("model must not share its attention between layers; prune heads before sharing")
@@ -237,10 +261,16 @@ def drop_blocks(
         importance: by :func:`block_importance`; else blocks at equal distances go (LayerDrop, arXiv 1909.11556).
 
     Raises:
-        ValueError: a share outside [0, 1), a model without a list of blocks, or an importance of other blocks.
+        ValueError: a share outside [0, 1), a model without a list of blocks or with blocks that need each other (of
+            several widths, or ``linked``), or an importance of other blocks.
     """
     check_share("ratio", ratio)
     name, members = blocks(model)
+    if any(getattr(block, "linked", False) for block in members):
+        raise ValueError(f"blocks must not take what others hand on to be left out, got {type(members[0]).__name__}")
+    widths = {max(norm_widths(block), default=0) for block in members}
+    if len(widths) > 1:
+        raise ValueError(f"blocks must have one width to be left out, got {', '.join(map(str, sorted(widths)))}")
     count = len(members)
     kept = max(1, count - round(ratio * count))
     if importance is None:
@@ -256,19 +286,35 @@ def drop_blocks(
     )
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, shorter)
-    _renumber(model, shorter, count)
+    _renumber(model, name, chosen, count)
     return model
 
 
-def _renumber(model: nn.Module, members: Iterable[nn.Module], before: int) -> None:
-    """The numbers by which transformers' layers find their place in a cache, and the configuration's count."""
-    number = -1
+# What transformers' configurations may hold for each layer.
+_PER_LAYER = (
+    "layer_types", "mlp_layer_types", "indexer_types", "layers_block_type", "no_rope_layers", "attention_layers",
+    "intermediate_size", "activation_sparsity_pattern",
+)  # fmt: skip
+
+
+def _renumber(model: nn.Module, name: str, chosen: list[int], before: int) -> None:
+    """The numbers by which transformers' layers find their place in a cache, and what configurations say of layers.
+
+    Masks and rotary positions of transformers follow ``config.layer_types``, not the layer.
+    """
+    members: Any = model.get_submodule(name)
     for number, block in enumerate(members):
         for module in block.modules():
             if isinstance(getattr(module, "layer_idx", None), int):
-                module.layer_idx = number  # type: ignore[assignment]
-    config: Any = getattr(model, "config", None)
-    for attribute in ("num_hidden_layers", "n_layer"):
-        if getattr(config, attribute, None) == before:
-            setattr(config, attribute, number + 1)
-            break
+                module.layer_idx = number
+    parts = name.split(".")
+    owners = [model.get_submodule(".".join(parts[:end])) for end in range(len(parts))]
+    for config in {id(owner.config): owner.config for owner in owners if hasattr(owner, "config")}.values():
+        for attribute in ("num_hidden_layers", "n_layer"):
+            if getattr(config, attribute, None) == before:
+                setattr(config, attribute, len(chosen))
+                break
+        for attribute in _PER_LAYER:
+            values = getattr(config, attribute, None)
+            if isinstance(values, list | tuple) and len(values) == before:
+                setattr(config, attribute, [values[place] for place in chosen])

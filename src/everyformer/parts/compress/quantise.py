@@ -1,6 +1,7 @@
 """Fewer bits: int8 and int4 through torchao, NVFP4 through this library's own kernels.
 
 Surveyed in arXiv 2307.07982, section 5. Everything acts in place, on the linear layers of the blocks, and returns the model.
+Weights of experts that transformers holds in one tensor (Mixtral) are in no linear layer and stay as they are.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from everyformer.ops.nvfp4 import BLOCK, Quantised, dequantise, quantise
-from everyformer.parts.compress.anatomy import linears
+from everyformer.parts.compress.anatomy import Replacement, check_plain, linears, prepare
 from everyformer.parts.compress.pruning import make_permanent
 
 
@@ -43,7 +44,7 @@ def int4_weights(model: nn.Module, *, group: int = 32, names: Iterable[str] | No
     """
     from torchao.quantization import IntxWeightOnlyConfig, PerGroup
 
-    for name, layer in linears(model, names).items():
+    for name, layer in linears(prepare(model), names).items():
         if group < 1 or layer.in_features % group:
             raise ValueError(f"group must divide a layer's inputs, got {group} for {layer.in_features} in {name!r}")
     return _by_torchao(model, IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(group)), names)  # type: ignore[attr-defined]
@@ -59,25 +60,35 @@ def _by_torchao(model: nn.Module, config: Any, names: Iterable[str] | None) -> n
     quantize_(model, config, filter_fn=lambda module, name: id(module) in chosen)
     for layer, owner in shared:
         layer.weight = owner.weight
+    for layer in layers.values():
+        vars(layer).pop("extra_repr", None)  # torchao's, which would show what the weight is read as
+        layer.__class__ = TorchaoLinear
     return model
 
 
 def _plain(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Linear]:
     """The layers to quantise, their masks written into their weights; refused if they were quantised before."""
-    layers = linears(make_permanent(model), names)
-    for name, layer in layers.items():
-        if type(layer.weight) is not nn.Parameter or not layer.weight.is_floating_point() or _wrapped(layer.weight):
-            raise ValueError(
-                f"weights must be plain numbers to quantise, got {type(layer.weight.data).__name__} in {name!r}"
-            )
+    layers = linears(prepare(make_permanent(model)), names)
+    check_plain(layers)
     return layers
 
 
-def _wrapped(weight: Tensor) -> bool:
-    return hasattr(weight, "__tensor_flatten__")
+class TorchaoLinear(nn.Linear, Replacement):
+    """A linear layer whose weight torchao holds in few bits, of which few operations but the product are known."""
+
+    @property
+    def weight(self) -> Float[Tensor, "outputs inputs"]:  # type: ignore[override]
+        """The weight, read anew from its codes."""
+        return self._parameters["weight"].dequantize()  # type: ignore[no-any-return, union-attr]
+
+    def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
+        return F.linear(x, self._parameters["weight"], self.bias)  # type: ignore[arg-type]
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, weight={type(self._parameters['weight']).__name__}"
 
 
-class NVFP4Linear(nn.Module):
+class NVFP4Linear(nn.Module, Replacement):
     """A linear layer whose weight is held in NVFP4 (arXiv 2509.25149): 4.5 bits a value; products as of the input.
 
     Args:
