@@ -114,11 +114,7 @@ def test_backbones_of_the_library_run_on_or_are_refused(name, options, more):
     assert compressed(backbone, torch.randn(1, 3, side, side)) >= ALWAYS | more
 
 
-# Its landmarks read as many rows of the projection as the input is wide, however many heads are left.
-NYSTROM = pytest.param("nystrom", marks=pytest.mark.xfail(reason="heads cannot be taken out of it", strict=False))
-
-
-@pytest.mark.parametrize("name", [NYSTROM if name == "nystrom" else name for name in mixers.cards()])
+@pytest.mark.parametrize("name", list(mixers.cards()))
 def test_networks_of_every_mixer_run_on_or_are_refused(name):
     torch.manual_seed(0)
     causal = mixers.cards()[name].causal == "only"

@@ -72,7 +72,7 @@ class NystromAttention(Mixer):
     def mix(self, x: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
         means, there = self.means(x, mask)
         query, key, value = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
-        weights = self.qkv.weight[: 2 * self.dim]  # a mean of queries is the query of the mean
+        weights = self.qkv.weight[: 2 * self.heads * self.head_dim]  # a mean of queries is the query of the mean
         near_query, near_key = (split_heads(part, self.heads) for part in F.linear(means, weights).chunk(2, dim=-1))
         shown = None if there is None else there[:, None, None]
         real = None if mask is None else mask[:, None, None]
