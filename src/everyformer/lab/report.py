@@ -145,7 +145,9 @@ def _panel(axis: Axes, panel: Panel, theme: str) -> None:
             axis.margins(y=0.08 + 0.09 * len(panel.lines))  # room for the legend above the bars
         if panel.ticks:
             many = len(panel.ticks) > 10
-            slanted = {"rotation": 60 if many else 20, "ha": "right"} if many or max(map(len, panel.ticks)) > 9 else {}
+            longest = max(map(len, panel.ticks))
+            crowded = many or longest > 9 or len(panel.ticks) * longest > 50
+            slanted = {"rotation": 60 if many else 20, "ha": "right"} if crowded else {}
             axis.set_xticks(range(len(panel.ticks)), panel.ticks, **slanted)  # type: ignore[arg-type]
     else:
         for name, (xs, ys) in panel.lines.items():
