@@ -211,11 +211,11 @@ def fla(module: str, name: str, call: Callable[[Callable[..., Any], Tensor], Any
 
 def sums(tokens: int) -> Iterator[tuple[str, Sums, Makers]]:
     """Causal mixers without their projections, which a library has as an op alone; all of a kind give the same."""
-    fade = torch.log1p(-(2.0 ** -torch.arange(5.0, 5.0 + HEADS))).view(1, HEADS, 1).expand(BATCH, -1, tokens)
+    fade = torch.log1p(-(2.0 ** -torch.arange(5.0, 5.0 + HEADS))).view(1, HEADS, 1).expand(1, -1, tokens)
 
     def in_chunks(op: Callable[..., Any], x: Tensor) -> Tensor:
         turned = x.transpose(1, 2)
-        return op(turned, turned, turned, fade.transpose(1, 2), scale=1.0)[0].transpose(1, 2)
+        return op(turned, turned, turned, fade.expand(BATCH, -1, -1).transpose(1, 2), scale=1.0)[0].transpose(1, 2)
 
     yield "retention", Sums(lambda x: decayed_attention(x, x, x, fade)), {
         "fla, retention": fla("retention.naive", "naive_retention", lambda op, x: op(x * (DIM // HEADS) ** 0.5, x, x)),

@@ -155,4 +155,5 @@ def carried(
 def _chunks(x: Float[Tensor, "batch heads tokens dim"], chunk: int) -> Float[Tensor, "batch heads chunks chunk dim"]:
     """Cut into chunks; the last is filled with zeros, which write nothing and do not decay."""
     missing = -x.shape[2] % chunk
-    return (F.pad(x, (0, 0, 0, missing)) if missing else x).unflatten(2, (-1, chunk))
+    # Heads between each other's tokens are copied for a batched product, and by each product anew.
+    return (F.pad(x, (0, 0, 0, missing)) if missing else x.contiguous()).unflatten(2, (-1, chunk))
