@@ -471,7 +471,8 @@ def advise(
     advice = adviser.advise(table, wish)
     console.print(adviser_display.rich_table(advice, wish, table))
     said = adviser_display.notes(advice, wish, table, name if not here else "")
-    for line in [*adviser_display.against_in_words(advice), *said]:
+    chosen = filter(None, adviser_display.choice(advice, wish, table))
+    for line in [*adviser_display.against_in_words(advice), *said, *chosen]:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     if plot is not None:
         console.print(f"Plot: {adviser_display.save_plot(advice, wish, table, plot)}", highlight=False, soft_wrap=True)

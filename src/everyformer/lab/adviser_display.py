@@ -138,7 +138,7 @@ def title(wish: Wish, table: Table) -> str:
 
 
 def notes(advice: Sequence[Advice], wish: Wish, table: Table, elsewhere: str = "") -> list[str]:
-    """What has to be known beside the table: marks, error, another machine (``elsewhere`` is this one), the first choice."""
+    """What has to be known beside the table: marks, error, another machine (``elsewhere`` is this one)."""
     said = []
     if elsewhere:
         said.append(
@@ -171,11 +171,15 @@ def notes(advice: Sequence[Advice], wish: Wish, table: Table, elsewhere: str = "
             "Recall was read causally by all that can be causal; ListOps and pixels by networks that see all, except for "
             "mixers that are causal only"
         )
-    first = advice[0] if advice and not advice[0].against else None
-    if first:
-        said.append(f"First choice: {first.card.name}, {', '.join(facts(first.card))}")
-    said.append(import_line(first.card, table, wish) if first else "None fits.")
     return said
+
+
+def choice(advice: Sequence[Advice], wish: Wish, table: Table) -> tuple[str, str]:
+    """The first of those that fit in words, and the line that imports it; the line is empty where none fits."""
+    first = advice[0] if advice and not advice[0].against else None
+    if first is None:
+        return "None fits.", ""
+    return f"First choice: {first.card.name}, {', '.join(facts(first.card))}", import_line(first.card, table, wish)
 
 
 def described(advice: Sequence[Advice], wish: Wish) -> str:
