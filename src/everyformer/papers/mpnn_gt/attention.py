@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from everyformer.papers.mpnn_gt.segments import Batch, Segments, check_nodes
-from everyformer.parts.mixers.kernel import elu_and_one, random_exponents
+from everyformer.parts.mixers.kernel import elu_and_one, random_exponents, rotation
 
 
 class EluFeatures(nn.Module):
@@ -43,7 +43,8 @@ class RandomFeatures(nn.Module):
         if min(head_dim, features) < 1:
             raise ValueError(f"head_dim and features must be at least 1, got {head_dim} and {features}")
         generator = torch.Generator().manual_seed(seed)
-        blocks = [_random_rotation(head_dim, generator) for _ in range(math.ceil(features / head_dim))]
+        count = math.ceil(features / head_dim)
+        blocks = [rotation(torch.randn(head_dim, head_dim, generator=generator)) for _ in range(count)]
         lengths = torch.randn(features, head_dim, generator=generator).norm(dim=1, keepdim=True)
         self.register_buffer("rows", torch.cat(blocks)[:features] * lengths)
 
@@ -56,12 +57,6 @@ class RandomFeatures(nn.Module):
         if x.shape[-1] != self.rows.shape[1]:
             raise ValueError(f"x must have width {self.rows.shape[1]}, got {x.shape[-1]}")
         return random_exponents(x, self.rows).exp() / math.sqrt(self.rows.shape[0])
-
-
-def _random_rotation(dim: int, generator: torch.Generator) -> Tensor:
-    """An orthogonal matrix drawn uniformly: without the signs, QR prefers some directions and the kernel is biased."""
-    q, r = torch.linalg.qr(torch.randn(dim, dim, generator=generator))
-    return q * r.diagonal().sign()
 
 
 def check_heads(dim: int, heads: int) -> int:

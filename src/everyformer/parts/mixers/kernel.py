@@ -96,10 +96,8 @@ class PerformerAttention(LinearAttention):
     def redraw(self) -> None:
         """Draw other directions: orthogonal, and as long as those of normal numbers."""
         count, width = self.directions.shape
-        rotation, upper = torch.linalg.qr(torch.randn(-(-count // width), width, width))
-        # Without these signs QR prefers some directions, and the kernel is biased.
-        rotation = rotation * upper.diagonal(dim1=1, dim2=2).sign()[:, None]
-        self.directions.copy_(rotation.flatten(0, 1)[:count] * torch.randn(count, width).norm(dim=1, keepdim=True))
+        blocks = rotation(torch.randn(-(-count // width), width, width)).flatten(0, 1)[:count]
+        self.directions.copy_(blocks * torch.randn(count, width).norm(dim=1, keepdim=True))
 
     def features(self, query: Tensor, key: Tensor, mask: Tensor | None, cache: Cache | None) -> tuple[Tensor, Tensor]:
         # exp(wᵀx - |x|²/2). A direction's features of keys are divided by their largest, those of queries multiplied by
@@ -164,6 +162,15 @@ def elu_and_one(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """elu + 1 without the exponential's accurate difference to one, which costs more than all the rest."""
     above = x.relu()
     return (x - above).exp() + above
+
+
+def rotation(normal: Float[Tensor, "*batch dim dim"]) -> Float[Tensor, "*batch dim dim"]:
+    """Orthogonal matrices, drawn uniformly where ``normal`` holds normal numbers.
+
+    Without the signs QR prefers some directions, and a kernel that is estimated along them is biased.
+    """
+    turned, upper = torch.linalg.qr(normal)
+    return turned * upper.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
 
 
 def random_exponents(
