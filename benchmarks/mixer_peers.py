@@ -43,7 +43,7 @@ from everyformer import mixers
 from everyformer.files import write_atomic
 from everyformer.lab import environment
 from everyformer.lab.bench import Case, Row, run_cases
-from everyformer.lab.measure import forward_pass
+from everyformer.lab.measure import exponent, forward_pass
 from everyformer.parts.mixers.rwkv import gated_attention
 from everyformer.parts.mixers.ssd import decayed_attention
 
@@ -302,22 +302,19 @@ def summary(found: list[Timed], trained: int) -> list[dict[str, Any]]:
         ratios = {
             f"{one.kind}, ours over theirs": 1 / min(one.row.ratios.values()) for one in own if one.tokens == trained
         }
+        lengths = [one.tokens for one in passes]
         best = next(one.library for one in passes if one.tokens == trained)
-        exponents = {
-            f"exponent, {label}": slope([(one.tokens, one.row.seconds[who]) for one in passes])
+        seconds = {
+            label: [one.row.seconds[who] for one in passes]
             for label, who in (("ours", "everyformer"), ("theirs", best))
+        }
+        exponents = {
+            f"exponent, {label}": exponent(lengths, values) if len(values) > 1 else math.nan
+            for label, values in seconds.items()
         }
         kept = {"library": best, **ratios, f"within {FACTOR}": max(ratios.values()) <= FACTOR, **exponents}
         rows.append({"mixer": name, "causal": causal, "tokens": trained, **kept})
     return rows
-
-
-def slope(points: list[tuple[int, float]]) -> float:
-    """The power of the tokens with which seconds grow, by least squares of the logarithms."""
-    x, y = (torch.tensor(values, dtype=torch.float64).log() for values in zip(*points, strict=True))
-    return (
-        float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()) if len(points) > 1 else math.nan
-    )
 
 
 def main() -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-import statistics
 from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
 from everyformer import mixers
+from everyformer.lab.measure import exponent
 from everyformer.lab.mixer_table import MEASURE, NO_ROOM, STEPS, Speed, Step, Table
 
 Order = Literal["accuracy", "latency", "memory"]
@@ -216,8 +216,7 @@ def exponents(table: Table, step: Step) -> dict[tuple[str, bool], float]:
     found = {}
     for way, points in _by_mixer(table, step).items():
         if len(points) > 2:
-            x, y = ([math.log(value) for value in values] for values in zip(*points[-FITTED:], strict=True))
-            found[way] = statistics.linear_regression(x, y).slope
+            found[way] = exponent(*zip(*points[-FITTED:], strict=True))
     return found
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from everyformer.catalog import Job, Measurement, Panel, Plan
-from everyformer.lab.measure import median, side_by_side
+from everyformer.lab.measure import forward_pass, median, side_by_side
 from everyformer.papers.bytetransformer.method import convert
 
 
@@ -67,20 +65,13 @@ def _ratios(job: Job, everything: bool) -> tuple[dict[str, float], dict[str, flo
     for name, (longest, lengths) in cases.items():
         tokens = torch.randint(30_000, (batch, longest), generator=generator).to(job.device)
         mask = (torch.arange(longest) < lengths[:, None]).long().to(job.device)
-        runs = {"packed": _call(packed, tokens, mask), "padded": _call(padded, tokens, mask)}
+        inputs = {"input_ids": tokens, "attention_mask": mask}
+        runs = {"packed": forward_pass(packed, **inputs), "padded": forward_pass(padded, **inputs)}
         rounds = 5 if longest == 256 else 3
         times = {run: median(values) for run, values in side_by_side(runs, rounds=rounds, device=job.device).items()}
         speed[name] = times["padded"] / times["packed"]
         bound[name] = flops(torch.full_like(lengths, longest)) / flops(lengths)
     return speed, bound
-
-
-def _call(model: Any, tokens: Tensor, mask: Tensor) -> Callable[[], None]:
-    def run() -> None:
-        with torch.inference_mode():
-            model(input_ids=tokens, attention_mask=mask)
-
-    return run
 
 
 def speed(job: Job) -> Measurement:

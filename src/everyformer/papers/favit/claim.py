@@ -7,7 +7,6 @@ import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
@@ -18,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from everyformer.catalog import Job, Measurement, Panel, Plan
 from everyformer.lab import corruptions, data, images, measure
-from everyformer.lab.measure import count_parameters
+from everyformer.lab.measure import count_parameters, exponent
 from everyformer.papers.favit.model import VARIANTS, FactorizedSelfAttention, FaViT
 
 # A narrow network for 32 x 32 pixels: patches, windows and stages like those of the Swin it is compared with.
@@ -153,11 +152,6 @@ def sight(network: nn.Module, picture: Tensor, channels_last: bool = False) -> T
     # A sum over the channels would be constant behind a layer norm.
     (gradient,) = torch.autograd.grad((centre * torch.randn_like(centre)).sum(), picture)
     return gradient[0].abs().sum(0).cpu()
-
-
-def exponent(pixels: list[float], values: list[float]) -> float:
-    """The power of ``pixels`` by which ``values`` grow: the slope of their logarithms."""
-    return float(np.polyfit(np.log(pixels), np.log(values), 1)[0])
 
 
 class Windows(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import SAGEConv
 
 from everyformer.catalog import Job, Measurement, Panel, Plan
-from everyformer.lab.measure import count_flops, count_parameters, median, side_by_side
+from everyformer.lab.measure import count_flops, count_parameters, exponent, median, side_by_side
 from everyformer.papers.mpnn_gt import data
 from everyformer.papers.mpnn_gt.attention import FullAttention, LinearAttention, RandomFeatures
 from everyformer.papers.mpnn_gt.constructions import (
@@ -267,11 +267,11 @@ def linear_time(job: Job) -> Measurement:
         for nodes in quadratic:
             measure((FULL,), nodes, torch.zeros(2, 0, dtype=torch.long))
     extras = {f"{name}: seconds at {xs[-1]:,.0f} nodes": ys[-1] for name, (xs, ys) in lines.items()}
-    extras |= {f"{name}: slope": slope(*lines[name]) for name in (PLAIN, PERFORMER)}
+    extras |= {f"{name}: slope": exponent(*lines[name]) for name in (PLAIN, PERFORMER)}
     xs, ys = lines[VIRTUAL]
-    extras["virtual node: slope over the last three sizes"] = slope(xs[-3:], ys[-3:])
+    extras["virtual node: slope over the last three sizes"] = exponent(xs[-3:], ys[-3:])
     panel = Panel("Time of one layer, forward, one thread", "nodes", "seconds", lines, log_x=True, log_y=True)
-    return Measurement(slope(*lines[VIRTUAL]), slope(*lines[FULL]), extras, (panel,))
+    return Measurement(exponent(*lines[VIRTUAL]), exponent(*lines[FULL]), extras, (panel,))
 
 
 @contextlib.contextmanager
@@ -291,13 +291,6 @@ def _forward(layer: nn.Module, x: Tensor, edges: Tensor) -> Callable[[], None]:
             layer(x, edges)
 
     return run
-
-
-def slope(xs: list[float], ys: list[float]) -> float:
-    """Least-squares slope of log y over log x."""
-    x, y = (torch.tensor(values, dtype=torch.float64).log() for values in (xs, ys))
-    x = x - x.mean()
-    return float((x * y).sum() / x.square().sum())
 
 
 def plan_construction() -> Plan:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from everyformer.catalog import Job, Measurement, Panel, Plan
+from everyformer.lab.measure import exponent
 from everyformer.lab.train import fit
 from everyformer.papers.uat import ridge
 from everyformer.papers.uat.construction import construct
@@ -113,10 +114,8 @@ def _borders(job: Job) -> Iterator[Panel]:
 
 
 def _slope(eps: tuple[float, ...], widths: list[float]) -> float:
-    """Least-squares slope of log width against log 1/eps."""
-    x = torch.tensor(eps, dtype=torch.float64).log().neg()
-    y = torch.tensor(widths, dtype=torch.float64).log()
-    return float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
+    """The power of 1/eps with which the width grows."""
+    return -exponent(eps, widths)
 
 
 def width(job: Job) -> Measurement:
