@@ -43,7 +43,8 @@ from everyformer import mixers
 from everyformer.files import write_atomic
 from everyformer.lab import environment
 from everyformer.lab.bench import Case, Row, run_cases
-from everyformer.lab.measure import exponent, forward_pass
+from everyformer.lab.growth import exponent
+from everyformer.lab.measure import forward_pass
 from everyformer.parts.mixers.rwkv import gated_attention
 from everyformer.parts.mixers.ssd import decayed_attention
 

@@ -33,10 +33,6 @@ def test_a_gradient_pass_starts_from_no_gradients_each_time():
     torch.testing.assert_close(layer.weight.grad, x.sum(0, keepdim=True))
 
 
-def test_the_exponent_is_the_power_of_a_power_law():
-    assert measure.exponent((2, 8, 32), [3 * x**1.5 for x in (2, 8, 32)]) == pytest.approx(1.5)
-
-
 def test_peak_memory_counts_scratch_that_is_freed_again():
     def work():
         scratch = torch.empty(1 << 20)

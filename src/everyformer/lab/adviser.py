@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
 from everyformer import mixers
-from everyformer.lab.measure import exponent
+from everyformer.lab.growth import exponent
 from everyformer.lab.mixer_table import MEASURE, NO_ROOM, STEPS, Speed, Step, Table
 
 Order = Literal["accuracy", "latency", "memory"]

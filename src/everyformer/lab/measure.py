@@ -95,11 +95,6 @@ def gradient_pass(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], 
     return run
 
 
-def exponent(xs: Sequence[float], ys: Sequence[float]) -> float:
-    """The power of ``xs`` with which ``ys`` grow: the least-squares slope of their logarithms, of two points or more."""
-    return statistics.linear_regression(*([math.log(value) for value in values] for values in (xs, ys))).slope
-
-
 def median(values: Sequence[float]) -> float:
     """The middle value: robust against the odd slow round."""
     return statistics.median(values)

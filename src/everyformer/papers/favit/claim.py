@@ -17,7 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from everyformer.catalog import Job, Measurement, Panel, Plan
 from everyformer.lab import corruptions, data, images, measure
-from everyformer.lab.measure import count_parameters, exponent
+from everyformer.lab.growth import exponent
+from everyformer.lab.measure import count_parameters
 from everyformer.papers.favit.model import VARIANTS, FactorizedSelfAttention, FaViT
 
 # A narrow network for 32 x 32 pixels: patches, windows and stages like those of the Swin it is compared with.

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch_geometric.nn import SAGEConv
 
 from everyformer.catalog import Job, Measurement, Panel, Plan
-from everyformer.lab.measure import count_flops, count_parameters, exponent, median, side_by_side
+from everyformer.lab.growth import exponent
+from everyformer.lab.measure import count_flops, count_parameters, median, side_by_side
 from everyformer.papers.mpnn_gt import data
 from everyformer.papers.mpnn_gt.attention import FullAttention, LinearAttention, RandomFeatures
 from everyformer.papers.mpnn_gt.constructions import (

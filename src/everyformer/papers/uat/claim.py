@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from everyformer.catalog import Job, Measurement, Panel, Plan
-from everyformer.lab.measure import exponent
+from everyformer.lab.growth import exponent
 from everyformer.lab.train import fit
 from everyformer.papers.uat import ridge
 from everyformer.papers.uat.construction import construct
