@@ -37,7 +37,8 @@ def device_name(device: str) -> str:
     """The hardware in words: GPU name, or CPU model and threads in use."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
-    return f"{_cpu_model()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{_cpu_model()}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 @functools.cache
