@@ -157,6 +157,18 @@ def test_runs_are_taken_in_order_and_one_at_a_time(any_page):
     assert runs.take(any_page.site, "there").id == 2
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_run_that_another_worker_is_just_taking_is_not_overtaken(any_page):
+    any_page.add_paper("2309.05858", slug="mesa")
+    any_page.sign_in(role="curator")
+    ask(any_page)
+    ask(any_page, claim="conservation")
+    with any_page.database.write() as session:
+        assert session.get(Run, 1, with_for_update={"of": Run})
+        assert runs.take(any_page.site, "here") is None
+    assert runs.take(any_page.site, "here").id == 1
+
+
 def test_the_database_itself_allows_one_run_in_a_slot(any_page):
     any_page.add_paper("2309.05858", slug="mesa")
     any_page.sign_in(role="curator")

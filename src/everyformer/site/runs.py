@@ -94,9 +94,10 @@ def cancel(site: Site, number: int) -> Run | None:
 
 
 def take(site: Site, host: str) -> Run | None:
-    """The next run, now ours to start until its lease ends; None when none waits or every slot is busy.
+    """The next run, now ours to start until its lease ends; None when none waits, every slot is busy or others take it.
 
     State and slot change in one transaction. Where two workers choose the same slot, the database refuses the second.
+    Who finds the first run locked leaves it and does not take the second, which would go before it.
     """
     with site.database.read() as session:
         if session.scalar(sa.select(Run.id).where(Run.state == "queued").limit(1)) is None:
@@ -105,12 +106,9 @@ def take(site: Site, host: str) -> Run | None:
         with site.database.write() as session:
             busy = set(session.scalars(sa.select(Run.slot).where(Run.state == "running")))
             free = next((slot for slot in range(site.settings.runs_at_once) if slot not in busy), None)
+            first = sa.select(sa.func.min(Run.id)).where(Run.state == "queued").scalar_subquery()
             run = session.scalar(
-                sa.select(Run)
-                .where(Run.state == "queued")
-                .order_by(Run.id)
-                .limit(1)
-                .with_for_update(of=Run, skip_locked=True)
+                sa.select(Run).where(Run.id == first, Run.state == "queued").with_for_update(of=Run, skip_locked=True)
             )
             if run is None or free is None:
                 return None
