@@ -1,4 +1,5 @@
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,10 @@ import torch
 
 # Tests run two at a time on small machines; more threads each would only make them wait for one another.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+# Jobs in a shell's background ignore Ctrl-C, and so would the processes that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

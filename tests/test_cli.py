@@ -133,7 +133,7 @@ def test_new_lays_out_rooms_that_work(tmp_path):
 
 
 def test_ctrl_c_leaves_a_resumable_run_and_status_130(tmp_path):
-    arguments = ["run", "itransformer.etth1", "--scale", "smoke", "--seeds", "2", "--out", str(tmp_path)]
+    arguments = ["run", "itransformer.unseen_variates", "--scale", "smoke", "--seeds", "2", "--out", str(tmp_path)]
     process = subprocess.Popen(
         [sys.executable, "-m", "everyformer", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -148,4 +148,4 @@ def test_ctrl_c_leaves_a_resumable_run_and_status_130(tmp_path):
     assert "--resume" in stderr
     done = call(*arguments, "--resume")
     assert done.returncode == 0, done.stderr
-    assert Path(tmp_path / "itransformer.etth1.smoke.json").is_file()
+    assert Path(tmp_path / "itransformer.unseen_variates.smoke.json").is_file()
