@@ -261,7 +261,7 @@ def _finish(runs: list[tuple[Paper, Claim, Result]], failures: dict[str, str], o
         return
     console.print(tables.results_table(runs, failures))
     if runs:
-        page = report.save_report(runs, title, out / "report.html")
+        page = report.save_report(runs, title, out)
         console.print(f"Report: {page.resolve().as_uri()}", highlight=False, soft_wrap=True)
 
 

@@ -1,5 +1,7 @@
+import base64
 import json
 import os
+import re
 import sys
 import types
 from pathlib import Path
@@ -135,12 +137,14 @@ def test_report_is_one_file_without_scripts_in_both_themes(counted, tmp_path):
     result = run(counted, tmp_path)
     report.save_plots(result, claim, tmp_path)
     assert (tmp_path / "sla.main.smoke.png").read_bytes().startswith(b"\x89PNG")
-    page = report.html_report([(paper, claim, result)], "A <title>")
+    page = report.html_report([(paper, claim, result)], "A <title>", tmp_path)
     assert "A &lt;title&gt;" in page
     assert "prefers-color-scheme: dark" in page
     assert "<script" not in page
     assert 'src="http' not in page
-    assert page.count("data:image/svg+xml") == 2
+    (plot,) = re.findall('data:image/svg[+]xml;base64,([^"]+)', page)
+    assert base64.b64decode(plot) == (tmp_path / "sla.main.smoke.svg").read_bytes()
+    assert b"prefers-color-scheme: dark" in base64.b64decode(plot)
 
 
 def test_plots_are_the_same_bytes_for_the_same_result(counted, tmp_path):

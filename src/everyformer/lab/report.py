@@ -80,13 +80,13 @@ def grid_of(panels: int) -> tuple[int, int]:
     return columns, -(-panels // columns)
 
 
-def figure(result: Result, claim: Claim, theme: str = "light") -> Figure:
+def figure(result: Result, claim: Claim) -> Figure:
     """Method beside baseline with every seed's value and the paper's figure, then the panels of the first seed."""
     from cycler import cycler
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    ground, ink, grid = _THEMES[theme]
+    ground, ink, grid = _THEMES["light"]
     style: Any = {
         "axes.edgecolor": grid, "axes.facecolor": ground, "axes.labelcolor": ink, "axes.titlecolor": ink,
         "figure.facecolor": ground, "savefig.facecolor": ground, "grid.color": grid, "text.color": ink,
@@ -100,7 +100,7 @@ def figure(result: Result, claim: Claim, theme: str = "light") -> Figure:
         axes = [plot.add_subplot(rows, columns, index + 1) for index in range(1 + len(result.series))]
         _summary(axes[0], result, claim, ink)
         for axis, panel in zip(axes[1:], result.series, strict=True):
-            _panel(axis, panel, theme)
+            _panel(axis, panel)
     return plot
 
 
@@ -126,14 +126,14 @@ def _summary(axis: Axes, result: Result, claim: Claim, ink: str) -> None:
         axis.legend()
 
 
-def _panel(axis: Axes, panel: Panel, theme: str) -> None:
+def _panel(axis: Axes, panel: Panel) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axis.set_title(textwrap.fill(panel.title, 48))
     axis.set_xlabel(panel.x_label)
     axis.set_ylabel(panel.y_label)
     if panel.kind == "heat":
-        axis.imshow(panel.grid, cmap="cividis" if theme == "dark" else "viridis", aspect="auto")
+        axis.imshow(panel.grid, cmap="viridis", aspect="auto")
         for ticks in (axis.xaxis, axis.yaxis):
             ticks.set_major_locator(MaxNLocator(integer=True))
         return
@@ -213,10 +213,13 @@ img { max-width: 100%; height: auto; display: block; margin: .75rem 0; border: 1
 """
 
 
-def html_report(runs: Sequence[tuple[Paper, Claim, Result]], title: str) -> str:
-    """One self-contained page: the claims table, then each claim with its plot; no script, no outside file."""
+def html_report(runs: Sequence[tuple[Paper, Claim, Result]], title: str, folder: Path) -> str:
+    """One self-contained page: the claims table, then each claim with its plot; no script, no outside file.
+
+    Plots are those that :func:`save_plots` wrote to ``folder``.
+    """
     rows = "".join(_row(paper, claim, result) for paper, claim, result in runs)
-    sections = "".join(_section(paper, claim, result) for paper, claim, result in runs)
+    sections = "".join(_section(paper, claim, result, folder) for paper, claim, result in runs)
     device = runs[0][2].device if runs else ""
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
@@ -247,10 +250,8 @@ def _row(paper: Paper, claim: Claim, result: Result) -> str:
     )
 
 
-def _section(paper: Paper, claim: Claim, result: Result) -> str:
-    pictures = {
-        theme: base64.b64encode(_image(figure(result, claim, theme), "svg")).decode("ascii") for theme in _THEMES
-    }
+def _section(paper: Paper, claim: Claim, result: Result, folder: Path) -> str:
+    picture = base64.b64encode((folder / f"{result.stem}.svg").read_bytes()).decode("ascii")
     text = (
         f"{claim.method or 'method'}: {interval(result.method)}; {claim.baseline or 'baseline'}: "
         f"{interval(result.baseline)} {result.unit}; verdict: {result.verdict}"
@@ -268,13 +269,12 @@ def _section(paper: Paper, claim: Claim, result: Result) -> str:
         f'<section id="{result.stem}"><h2>{html.escape(paper.title)}: {html.escape(claim.name)}</h2>'
         f'<p>{html.escape(claim.statement)}</p><p class="soft">Paper: {html.escape(claim.setting)} '
         f'<a href="{paper.url}">arXiv {paper.arxiv}</a></p>'
-        f'<picture><source media="(prefers-color-scheme: dark)" srcset="data:image/svg+xml;base64,{pictures["dark"]}">'
-        f'<img alt="{html.escape(text)}" src="data:image/svg+xml;base64,{pictures["light"]}"></picture>{extras}'
+        f'<img alt="{html.escape(text)}" src="data:image/svg+xml;base64,{picture}">{extras}'
         f'<p class="soft">{len(result.seeds)} seed{"s" if len(result.seeds) > 1 else ""}, {result.scale} scale, '
         f"{result.seconds:.0f} s, peak {result.peak_mb:.0f} MB, commit {result.commit}, {result.created}</p></section>"
     )
 
 
-def save_report(runs: Sequence[tuple[Paper, Claim, Result]], title: str, file: Path) -> Path:
-    """Write :func:`html_report` to ``file``."""
-    return write_atomic(file, html_report(runs, title))
+def save_report(runs: Sequence[tuple[Paper, Claim, Result]], title: str, folder: Path) -> Path:
+    """Write :func:`html_report` beside the plots in ``folder``, as ``report.html``."""
+    return write_atomic(folder / "report.html", html_report(runs, title, folder))
