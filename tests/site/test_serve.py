@@ -160,9 +160,16 @@ def test_without_a_worker_nothing_runs(serve):
 def test_several_processes_serve_from_one_socket_and_end_with_the_first(serve):
     server = serve("--processes", "2", "--no-worker")
     other = wait_for(lambda: server.helpers("everyformer.site.serve"))[0]
-    # Stopped, the first process answers nothing; the other one does.
-    wait_for(lambda: len(psutil.Process(other).net_connections("tcp")) > 0)
-    client = server.visitor()
+
+    def both_read():
+        with server.visitor() as client:
+            client.get("/runs")
+        opened = [{file.path for file in psutil.Process(pid).open_files()} for pid in (server.process.pid, other)]
+        return all(str(server.data / "site.db") in files for files in opened)
+
+    # Stopped, the first process answers nothing; the other one does. Not before both have the database open: whoever
+    # is stopped while opening it holds the lock that the other waits for.
+    wait_for(both_read)
     server.process.send_signal(signal.SIGSTOP)
     try:
         answered = 0
