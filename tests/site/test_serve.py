@@ -54,14 +54,11 @@ def listen(client, address, **options):
                 found = {}
 
 
-def test_the_first_page_comes_soon_and_control_c_ends_everything(serve):
-    began = time.monotonic()
+def test_the_first_page_comes_and_control_c_ends_everything(serve):
     server = serve()
     answer = server.visitor().get("/runs")
-    seconds = time.monotonic() - began
     assert answer.status_code == 200
     assert "server" not in answer.headers
-    assert seconds < 10  # 1.3 on a quiet machine
     with server.database.read() as session:
         assert session.scalar(sa.select(sa.func.count()).where(Paper.slug.is_not(None))) == 34
     said = server.process.stdout.readline()
