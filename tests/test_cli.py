@@ -101,7 +101,7 @@ def test_a_missing_extra_is_answered_with_the_install_line(tmp_path):
 @pytest.mark.parametrize("slug", [paper.slug for paper in everyformer.papers() if paper.built])
 def test_dry_run_prints_what_the_papers_size_costs(slug, capsys):
     # In this process: 34 others would mostly import.
-    cli.app(["run", slug, "--scale", "paper", "--dry-run"], standalone_mode=False)
+    assert not cli.app(["run", slug, "--scale", "paper", "--dry-run"], standalone_mode=False)
     printed = capsys.readouterr().out
     for word in ("parameters", "FLOPs", "memory", "launch"):
         assert word in printed

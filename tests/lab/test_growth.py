@@ -3,5 +3,6 @@ import pytest
 from everyformer.lab.growth import exponent
 
 
-def test_the_exponent_is_the_power_of_a_power_law():
-    assert exponent((2, 8, 32), [3 * x**1.5 for x in (2, 8, 32)]) == pytest.approx(1.5)
+@pytest.mark.parametrize(("xs", "power"), [((2, 8, 32), 1.5), ((10.0, 100.0, 1000.0), 2), ((3, 6), -1)])
+def test_the_exponent_is_the_power_of_a_power_law(xs, power):
+    assert exponent(xs, [3 * x**power for x in xs]) == pytest.approx(power)

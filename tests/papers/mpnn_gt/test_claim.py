@@ -1,13 +1,7 @@
-import pytest
 import torch
 
 from everyformer.catalog import Job
 from everyformer.papers.mpnn_gt import claim, study
-
-
-def test_the_slope_is_the_power_of_a_power_law():
-    sizes = [10.0, 100.0, 1000.0]
-    assert claim.exponent(sizes, [3 * size**2 for size in sizes]) == pytest.approx(2)
 
 
 def test_the_constructions_keep_to_their_bounds(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from everyformer.catalog import Job, Measurement, Panel, Plan
 from everyformer.lab import flow_statistics
 from everyformer.lab.channel import ChannelFlow
+from everyformer.lab.growth import exponent
 from everyformer.lab.measure import count_flops, count_parameters, forward_pass, median, side_by_side
 from everyformer.lab.turbulence import KolmogorovFlow
 from everyformer.papers.ifactformer import study
@@ -134,8 +134,7 @@ def speed(job: Job) -> Measurement:
     extras = {f"seconds, {name}": value for name, value in seconds.items()}
     lines = _lengthened(job)
     for name, (points, spent) in lines.items():
-        slope = math.log(spent[-1] / spent[-2]) / math.log(points[-1] / points[-2])
-        extras[f"exponent of the time over points along x, {name}"] = slope
+        extras[f"exponent of the time over points along x, {name}"] = exponent(points[-2:], spent[-2:])
     growth = Panel("A channel that grows along x", "points along x", "seconds", lines, log_x=True, log_y=True)
     return Measurement(seconds[f"channel, {OURS}"], seconds["channel, solver"], extras, (panel, growth))
 
